@@ -1,0 +1,1 @@
+"""Values of the field: envelopes, header sections, replies. Pure; imports nothing else of ours."""

@@ -1,0 +1,115 @@
+"""
+The header section of a message: ordered, repeatable, case-blind, and byte-preserving.
+
+Input is text whose only line end is CRLF (``content`` sees to that). A field keeps the bytes it came with, folding
+and odd spacing included; what is looked at is found by name, and nothing else is decoded.
+
+Source: RFC 5322, 2.2 and 4.5 (a blank before the colon is obsolete but lawful).
+"""
+
+import re
+from collections.abc import Collection, Iterator
+
+from attrs import frozen
+
+_FIELD = re.compile(rb"([\x21-\x39\x3b-\x7e]+)[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*")
+_MAILBOX_LINE = re.compile(rb">?From [^\n]*\n")
+
+
+@frozen
+class HeaderField:
+    """
+    One header field as it stands in the message.
+
+    Args:
+        raw: Name, colon, value and folding, with the final CRLF.
+        name: The name as written, ASCII.
+    """
+
+    raw: bytes
+    name: str
+
+    @property
+    def value(self) -> bytes:
+        """The value, unfolded (RFC 5322, 2.2.3: only the CRLF goes, the blank after it stays), blanks around it cut."""
+        return self.raw[self.raw.index(b":") + 1 :].replace(b"\r\n", b"").strip(b" \t")
+
+
+class HeaderSection:
+    """
+    The header section as bytes plus the place of each field; fields are cut out only when asked for.
+
+    Made by :meth:`split`. ``keys[i]`` is the lower-case name of field *i*.
+    """
+
+    __slots__ = ("_spans", "end", "keys", "raw", "start")
+
+    def __init__(self, raw: bytes, start: int, end: int, keys: list[bytes], spans: list[tuple[int, int]]) -> None:
+        self.raw = raw
+        self.start = start
+        self.end = end
+        self.keys = keys
+        self._spans = spans
+
+    @classmethod
+    def split(cls, data: bytes) -> "HeaderSection":
+        """
+        Find the header section at the head of a message.
+
+        It ends before the first line that is no field: the blank line, or, in a damaged message, whatever else; next
+        hops take such a line for the start of the body, so it is not ours to touch. A first line ``From …`` (mbox)
+        is kept in front of the section, where other mail software expects it.
+
+        Args:
+            data: The message or its head; lines end with CRLF.
+
+        Returns:
+            The section; ``data[section.end:]`` is the rest, the separating blank line included.
+        """
+        mailbox_line = _MAILBOX_LINE.match(data)
+        start = position = mailbox_line.end() if mailbox_line else 0
+        keys: list[bytes] = []
+        spans: list[tuple[int, int]] = []
+        match = _FIELD.match
+        while found := match(data, position):
+            end = found.end()
+            keys.append(found[1].lower())
+            spans.append((position, end))
+            position = end
+        return cls(data, start, position, keys, spans)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[HeaderField]:
+        return (self[index] for index in range(len(self.keys)))
+
+    def __getitem__(self, index: int) -> HeaderField:
+        start, end = self._spans[index]
+        raw = self.raw[start:end]
+        return HeaderField(raw, raw[: raw.index(b":")].rstrip(b" \t").decode("ascii"))
+
+    def edited(self, remove: Collection[int], added: bytes, at: int | None = None) -> bytes:
+        """
+        Write the section without some fields and with new ones.
+
+        Args:
+            remove: Indices of fields to leave out.
+            added: Whole fields to add, each with its CRLF.
+            at: Index of the field before which *added* goes; None for the end of the section.
+
+        Returns:
+            The new section, mbox line included, without the separating blank line.
+        """
+        pieces: list[bytes] = []
+        kept_from = 0
+        for index in sorted({*remove} if at is None else {*remove, at}):
+            start, end = self._spans[index]
+            pieces.append(self.raw[kept_from:start])
+            if index == at:
+                pieces.append(added)
+            kept_from = end if index in remove else start
+        pieces.append(self.raw[kept_from : self.end])
+        if at is None:
+            pieces.append(added)
+        return b"".join(pieces)
