@@ -1,9 +1,9 @@
 """
 YAML as settings and rule files use it: nodes that know their line, and no surprises.
 
-Only ``true``, ``false`` and integers are resolved; every other scalar stays the word that was written, so ``no``, ``on``
-and ``off`` are words. Duplicate keys, tags and several documents are problems. Aliases have a small budget, so a file
-cannot unfold into more than it shows. Nothing here raises on bad text: problems are collected.
+Only ``true``, ``false`` and integers are resolved; every other scalar stays the word that was written, so ``no``,
+``on`` and ``off`` are words. Duplicate keys, tags and several documents are problems. Aliases have a small budget, so a
+file cannot unfold into more than it shows. Nothing here raises on bad text: problems are collected.
 
 Source: YAML 1.1 as read by PyYAML's event parser.
 """
@@ -113,29 +113,29 @@ class _Builder:
         if not starts:
             return None
         if len(starts) > 1:
-            self.add(starts[1].start_mark.line + 1, "", "a second document", "one document in a file")
+            self.add(_line(starts[1]), "", "a second document", "one document in a file")
         stream = iter(events[events.index(starts[0]) + 1 :])
         return self.node(next(stream), stream, "", 0)
 
     def node(self, event: yaml.Event, stream: Iterator[yaml.Event], path: str, depth: int) -> Node:
-        line = event.start_mark.line + 1
+        line = _line(event)
         if isinstance(event, yaml.AliasEvent):
             self.aliases += 1
             if self.aliases == MAX_ALIASES + 1:
                 self.add(line, path, f"more than {MAX_ALIASES} aliases", "the values written out")
-            known = self.anchors.get(event.anchor)
+            known = self.anchors.get(event.anchor or "")
             if known is None:
                 self.add(line, path, f"alias *{event.anchor}", "an anchor defined above it")
             if known is None or self.aliases > MAX_ALIASES:
                 return Scalar(None, line)
             return known
-        if getattr(event, "tag", None) not in (None, "!") and not (
-            isinstance(event, yaml.ScalarEvent) and event.tag == "tag:yaml.org,2002:str"
-        ):
-            self.add(line, path, f"tag {event.tag}", "a value without a tag")
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!", "tag:yaml.org,2002:str"):
+            self.add(line, path, f"tag {tag}", "a value without a tag")
         node = self._content(event, stream, path, depth, line)
-        if event.anchor:
-            self.anchors[event.anchor] = node
+        anchor = getattr(event, "anchor", None)
+        if anchor:
+            self.anchors[anchor] = node
         return node
 
     def _content(self, event: yaml.Event, stream: Iterator[yaml.Event], path: str, depth: int, line: int) -> Node:
@@ -158,7 +158,7 @@ class _Builder:
         for child in stream:
             if isinstance(child, yaml.MappingEndEvent):
                 break
-            key_line = child.start_mark.line + 1
+            key_line = _line(child)
             if isinstance(child, yaml.ScalarEvent):
                 key = child.value
             else:
@@ -175,6 +175,10 @@ class _Builder:
                 entries[key] = value
                 key_lines[key] = key_line
         return Mapping(entries, key_lines, line)
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 0
 
 
 def _resolve(text: str) -> str | bool | int | None:

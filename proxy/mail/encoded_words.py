@@ -13,7 +13,9 @@ import binascii
 import re
 from base64 import b64encode
 
-_WORD = re.compile(r"=\?([A-Za-z0-9_.:+-]{1,40})(?:\*[A-Za-z0-9-]{0,40})?\?([QqBb])\?([^?\r\n]*(?:\?(?!=)[^?\r\n]*)*)\?=")
+_WORD = re.compile(
+    r"=\?([A-Za-z0-9_.:+-]{1,40})(?:\*[A-Za-z0-9-]{0,40})?\?([QqBb])\?([^?\r\n]*(?:\?(?!=)[^?\r\n]*)*)\?="
+)
 _HEX = re.compile(rb"=([0-9A-Fa-f]{2})")
 
 _CHARSETS = {

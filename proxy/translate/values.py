@@ -1,0 +1,223 @@
+"""
+How providers write booleans, lists, JSON, times and names; and how a group name is written for the platform.
+
+Nothing here guesses: a value is read, is absent, or is :class:`Invalid`.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeAlias
+
+from proxy.mail import encoded_words
+from proxy.translate.model import Reading, TranslateRule
+
+JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
+
+TRUE_WORDS = frozenset({"true", "yes", "y", "on", "1", "enabled"})
+FALSE_WORDS = frozenset({"false", "no", "n", "off", "0", "disabled", "none"})
+
+MAX_JSON_NODES = 20_000
+MAX_BLANK_FREE_OCTETS = 900
+_LINE_OCTETS = 900
+_QUOTES = " \t\"'"
+_BLANKS = re.compile(r"[ \t\r\n\u00a0]+")
+
+
+class Invalid(ValueError):
+    """A value that does not parse. The text says why in a few words, without quoting the value (it may be private)."""
+
+
+def parse_json(text: str) -> tuple[dict[str, JsonValue], bool]:
+    """
+    Read a JSON object as mail clients send it: raw line breaks inside strings are allowed.
+
+    Returns:
+        The object, and whether a key occurred twice in one object (the last one counts).
+
+    Raises:
+        Invalid: It is no JSON object, is nested too deep, or holds a number no provider sends.
+    """
+    repeated = False
+
+    def pairs(items: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+        nonlocal repeated
+        found = dict(items)
+        repeated = repeated or len(found) < len(items)
+        return found
+
+    try:
+        value = json.JSONDecoder(strict=False, object_pairs_hook=pairs, parse_constant=_no_constant).decode(text)
+    except RecursionError:
+        raise Invalid("JSON nested too deep") from None
+    except ValueError:  # JSONDecodeError, and integers of more digits than Python converts
+        raise Invalid("not JSON") from None
+    if not isinstance(value, dict):
+        raise Invalid("JSON, but not an object")
+    return value, repeated
+
+
+def _no_constant(name: str) -> JsonValue:
+    raise ValueError(name)  # NaN and Infinity are Python's, not JSON's
+
+
+def at_path(document: JsonValue, path: tuple[str, ...]) -> list[JsonValue]:
+    """Follow a path of keys; an array on the way gives its items. Nothing there: an empty list."""
+    node: JsonValue = document
+    for depth, key in enumerate(path):
+        if isinstance(node, dict):
+            if key not in node:
+                return []
+            node = node[key]
+        elif isinstance(node, list):
+            return [found for item in node if isinstance(item, dict) for found in at_path(item, path[depth:])]
+        else:
+            return []
+    return [node]
+
+
+def leaves(nodes: list[JsonValue]) -> Iterator[JsonValue]:
+    """Give every value below *nodes* that is no container, in document order; bounded by ``MAX_JSON_NODES``."""
+    stack = nodes[::-1]
+    budget = MAX_JSON_NODES
+    while stack and budget:
+        budget -= 1
+        node = stack.pop()
+        if isinstance(node, list):
+            stack.extend(reversed(node))
+        elif isinstance(node, dict):
+            stack.extend(reversed(node.values()))
+        else:
+            yield node
+
+
+def texts(nodes: list[JsonValue], reading: Reading) -> list[str]:
+    """
+    Give the words of *nodes*: strings, numbers as their text, items of lists; null counts for nothing.
+
+    Raises:
+        Invalid: There is an object, or, where a name is wanted, a truth value.
+    """
+    found: list[str] = []
+    for node in nodes:
+        for item in node if isinstance(node, list) else (node,):
+            if isinstance(item, str):
+                found.append(item)
+            elif isinstance(item, bool):
+                if reading is Reading.TEXT:
+                    raise Invalid("a truth value where a name is expected")
+                found.append("true" if item else "false")
+            elif isinstance(item, int | float):
+                found.append(str(item))
+            elif item is not None:
+                raise Invalid("a list or an object where a single value is expected")
+    return found
+
+
+def switch_word(text: str) -> str:
+    """Bring a word into the form in which switch words are compared."""
+    return text.strip(_QUOTES).lower()
+
+
+def read_switch(text: str, rule: TranslateRule) -> bool | None:
+    """
+    Read one switch word; None for a word that is lawful and decides nothing.
+
+    Raises:
+        Invalid: The word is not known.
+    """
+    word = switch_word(text)
+    if word in rule.true_words:
+        return True
+    if word in rule.false_words:
+        return False
+    if word in rule.known:
+        return None
+    if word in TRUE_WORDS:
+        return True
+    if word in FALSE_WORDS:
+        return False
+    raise Invalid("an unknown word")
+
+
+def read_allow_list(words: list[str], rule: TranslateRule) -> bool:
+    """
+    Read a list that names what is on; what it does not name is off, so an empty list switches off.
+
+    Raises:
+        Invalid: A word is not known: whether it meant this switch cannot be told.
+    """
+    found = {switch_word(word) for word in words} - {""}
+    if not found <= rule.true_words | rule.false_words | rule.known:
+        raise Invalid("an unknown word")
+    return not found.isdisjoint(rule.true_words)
+
+
+def read_time(text: str, reading: Reading) -> datetime:
+    """
+    Read a time as providers write it.
+
+    Returns:
+        An aware moment, UTC.
+
+    Raises:
+        Invalid: It is no such time.
+    """
+    try:
+        if reading is Reading.UNIX_TIME:
+            return datetime.fromtimestamp(int(text), UTC)
+        if reading is Reading.UTC_TIME:
+            return datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError, OSError, TypeError, IndexError):
+        raise Invalid("not a time") from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def clean_name(text: str) -> str:
+    """
+    Make a group name safe: no control characters, line or paragraph separators or lone surrogates; runs of blanks to
+    one; NFC. Empty where nothing is left.
+    """
+    if text.isascii() and text.isprintable():
+        return text.strip() if "  " not in text else _BLANKS.sub(" ", text).strip()
+    text = _BLANKS.sub(" ", text)
+    kept = "".join(
+        "\ufffd" if "\ud800" <= character <= "\udfff" else character
+        for character in text
+        if unicodedata.category(character) not in ("Cc", "Zl", "Zp")
+    )
+    return unicodedata.normalize("NFC", kept).strip()
+
+
+def write_name(field_name: str, name: str) -> tuple[bytes, bool]:
+    """
+    Write a field with a group name, for any next hop.
+
+    ASCII stays as it is, folded at blanks when long; anything else, and text that a reader would take for an encoded
+    word, leaves as RFC 2047 words, since the next hop need not know UTF-8 header fields.
+
+    Args:
+        name: What :func:`clean_name` gave, not empty.
+
+    Returns:
+        The whole field with its CRLF, and whether a word over ``MAX_BLANK_FREE_OCTETS`` had to be cut: it can be
+        neither folded nor passed on whole (RFC 5322, 2.1.1: 998 octets a line).
+    """
+    head = f"{field_name}: ".encode("ascii")
+    if not name.isascii() or "=?" in name:
+        return head + encoded_words.encode(name, len(head)) + b"\r\n", False
+    if len(name) <= MAX_BLANK_FREE_OCTETS:
+        return head + name.encode("ascii") + b"\r\n", False
+    words = name.split(" ")
+    lines: list[str] = []
+    for word in (word[:MAX_BLANK_FREE_OCTETS] for word in words):
+        if lines and len(lines[-1]) + 1 + len(word) <= _LINE_OCTETS:
+            lines[-1] += " " + word
+        else:
+            lines.append(word)
+    cut = any(len(word) > MAX_BLANK_FREE_OCTETS for word in words)
+    return head + "\r\n ".join(lines).encode("ascii") + b"\r\n", cut
