@@ -8,6 +8,9 @@ import re
 
 from attrs import field, frozen
 
+SERVICE_CLOSING = 421
+"""The reply code with which a server takes its leave, whatever it was asked (RFC 5321, 3.8)."""
+
 MAX_LINE_OCTETS = 4096  # lenient: the RFC says 512, and longer lines are cut before they are passed on
 MAX_LINES = 100
 _TEXT_OCTETS = 480
@@ -43,6 +46,11 @@ class Reply:
         return 200 <= self.code < 300
 
     @property
+    def intermediate(self) -> bool:
+        """Whether the server waits for more (3yz)."""
+        return 300 <= self.code < 400
+
+    @property
     def permanent(self) -> bool:
         """Whether trying again is no use (5yz)."""
         return self.code >= 500
@@ -60,7 +68,7 @@ class Reply:
 
     def for_client(self) -> "Reply":
         """Give a reply of another server its enhanced status code, if it came without one."""
-        if self.enhanced or self.code // 100 == 3:
+        if self.enhanced or self.intermediate:
             return self
         return Reply(self.code, f"{self.code // 100}.0.0", self.text)
 

@@ -1,144 +1,96 @@
-"""
-The settings in words: what a problem says is expected, and the reference for operators.
+"""The reference for operators and a JSON schema, both from the fields of the model and nothing else."""
 
-Both come from the fields of the model and nothing else, so neither can say what the other does not.
-"""
-
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import attrs
-from attrs import frozen
 
-from proxy.settings.model import Actions, Form, Network, Secret, Settings, settings_of, variable
+from proxy.settings.fields import Row, alternatives, describe, is_section, keys_of, rows
+from proxy.settings.model import Actions, Settings
+from proxy.settings.values import Network, Secret
 
-_UNIONS = (Union, types.UnionType)
-_NOTHING_SAID: Mapping[str, Any] = {"unit": "", "minimum": None, "example": ""}
-
-
-def without_none(annotation: Any) -> Any:
-    """Take the ``| None`` off a type."""
-    if get_origin(annotation) not in _UNIONS:
-        return annotation
-    kept = tuple(option for option in get_args(annotation) if option is not types.NoneType)
-    return kept[0] if len(kept) == 1 else annotation
-
-
-def alternatives(annotation: Any) -> tuple[Any, ...]:
-    """List what a value may be: several types for words or a mapping, one for everything else."""
-    annotation = without_none(annotation)
-    if annotation == Network or get_origin(annotation) not in _UNIONS:
-        return (annotation,)
-    return get_args(annotation)
-
-
-def is_section(annotation: Any) -> bool:
-    """Tell whether a type is a mapping of known keys."""
-    return attrs.has(annotation) and annotation is not Actions
-
-
-def is_scalar(annotation: Any) -> bool:
-    """Tell whether a value of this type is a single word or number, so that a text needs no YAML around it."""
-    return all(
-        get_origin(option) in (Literal, Annotated) or option in (str, int, bool, Path, Secret, Network)
-        for option in alternatives(annotation)
-    )
-
-
-def describe(annotation: Any, metadata: Mapping[str, Any] = _NOTHING_SAID) -> str:
-    """
-    Say what a value may be.
-
-    Args:
-        annotation: The type of the field, or of one item.
-        metadata: What the field says besides, as ``setting`` declares it.
-    """
-    options = alternatives(annotation)
-    return " or ".join(_describe_one(option, metadata) for option in options)
-
-
-def words(options: tuple[Any, ...]) -> str:
-    """Join words as a sentence does: ``a, b or c``."""
-    texts = [str(option) for option in options]
-    return " or ".join((", ".join(texts[:-1]), texts[-1])) if len(texts) > 1 else texts[0]
-
-
-def _describe_one(annotation: Any, metadata: Mapping[str, Any]) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        form: Form = arguments[1]
-        return form.expected
-    if origin is Literal:
-        return words(arguments)
-    if origin is tuple:
-        return "a list of mappings" if is_section(arguments[0]) else f"a list, each item {describe(arguments[0])}"
-    if annotation is Actions or origin is not None:
-        return f"a mapping such as {metadata['example']}" if metadata["example"] else "a mapping"
-    if annotation is int:
-        return f"an integer from {metadata['minimum']} to {metadata['maximum']}"
-    return _PLAIN.get(annotation, "a mapping")
-
-
-_PLAIN: Mapping[Any, str] = {
-    bool: "true or false",
-    str: "text",
-    Secret: "text",
-    Path: "a path",
-    Network: "a network such as 10.0.0.0/8 or fd00::/8",
-}
-
-
-@frozen
-class Row:
-    """One key path, e.g. ``listeners[].port``."""
-
-    key: str
-    field: "attrs.Attribute[Any]"
-
-    @property
-    def variable(self) -> str:
-        """The environment variable; of the first item where the key is in a list."""
-        return variable(self.key.replace("[]", "[0]"))
-
-    @property
-    def default(self) -> str:
-        """The default as it would be written in YAML."""
-        default, shown = self.field.default, self.field.metadata["shown"]
-        if shown:
-            return str(shown)
-        if default is attrs.NOTHING:
-            return "required"
-        return "`{}`" if isinstance(default, attrs.Factory) else f"`{_yaml(default)}`"  # type: ignore[arg-type]
-
-
-def rows(section: type = Settings, path: str = "") -> Iterator[Row]:
-    """List every key path, sections before their keys."""
-    for field in settings_of(section):
-        key = f"{path}{field.name}"
-        yield Row(key, field)
-        item = get_args(field.type)[0] if get_origin(field.type) is tuple else None
-        if is_section(field.type):
-            yield from rows(field.type, f"{key}.")  # type: ignore[arg-type]
-        elif item is not None and is_section(item):
-            yield from rows(item, f"{key}[].")
+_COLUMNS = ("Key", "Value", "Default", "Unit", "Meaning", "Environment variable")
 
 
 def markdown() -> str:
     """Write the reference as one Markdown table with a row for each key path."""
-    lines = ["| Key | Value | Default | Unit | Meaning | Environment variable |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [_COLUMNS, ("---",) * len(_COLUMNS)]
     for row in rows():
         metadata = row.field.metadata
         value = describe(row.field.type, metadata)
-        cells = (f"`{row.key}`", value, row.default, metadata["unit"], metadata["help"], f"`{row.variable}`")
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append((f"`{row.key}`", value, _default(row), metadata["unit"], metadata["help"], f"`{row.variable}`"))
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n" for cells in lines)
+
+
+def _default(row: Row) -> str:
+    default, shown = row.field.default, row.field.metadata["shown"]
+    if shown:
+        return str(shown)
+    if default is attrs.NOTHING:
+        return f"required, here or as `{row.field.name}_file`" if row.field.type is Secret else "required"
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # a class, which the stubs call a function
+        return "`{}`"
+    return "not set" if default is None else f"`{_yaml(default)}`"
 
 
 def _yaml(value: object) -> str:
-    if value is None:
-        return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"[{', '.join(map(_yaml, value))}]" if isinstance(value, tuple) else str(value)
+
+
+def json_schema() -> dict[str, Any]:
+    """
+    Describe the settings file as a JSON schema (draft 2020-12), for editors and charts.
+
+    It is a little stricter than the loader, which also takes ``"25"`` for a number, and it knows no forms of text.
+    """
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "cmail-proxy", **_section(Settings)}
+
+
+def _section(section: type) -> dict[str, Any]:
+    keys = keys_of(section)
+    secrets = [name for name, field in keys.items() if Secret in alternatives(field.type)]
+    required = [name for name, field in keys.items() if field.default is attrs.NOTHING]
+    schema: dict[str, Any] = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            name: {**_value(field.type, field.metadata), "description": field.metadata["help"]}
+            for name, field in keys.items()
+        },
+        "required": [name for name in required if name not in secrets],
+    }
+    for name in secrets:
+        both = {"required": [name, f"{name}_file"]}
+        either = {"oneOf": [{"required": [name]}, {"required": [f"{name}_file"]}]}
+        schema |= either if name in required else {"not": both}
+    return schema
+
+
+def _value(annotation: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    options = alternatives(annotation)
+    if len(options) > 1:
+        return {"anyOf": [_value(option, metadata) for option in options]}
+    (option,) = options
+    origin, arguments = get_origin(option), get_args(option)
+    if option is Actions:
+        by_class, by_provider = (_value(field.type, metadata) for field in attrs.fields(Actions))
+        named = dict.fromkeys(by_class["propertyNames"]["enum"], by_class["additionalProperties"])
+        return {"type": "object", "properties": named, "additionalProperties": by_provider["additionalProperties"]}
+    if is_section(option):
+        return _section(option)
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin is tuple:
+        return {"type": "array", "items": _value(arguments[0], metadata)}
+    if option is bool:
+        return {"type": "boolean"}
+    if option is int:
+        return {"type": "integer", "minimum": metadata["minimum"], "maximum": metadata["maximum"]}
+    if origin is Annotated or option in (str, Path, Secret, Network):
+        return {"type": "string", "minLength": 1}
+    key, item = arguments
+    names = {"enum": list(get_args(key))} if get_origin(key) is Literal else {"minLength": 1}
+    return {"type": "object", "propertyNames": names, "additionalProperties": _value(item, metadata)}

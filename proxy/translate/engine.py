@@ -78,12 +78,15 @@ class _Interest:
         translators: Providers with a rule that translates it.
         losses: Rules that watch it, with their provider and the spelling under which they name the field.
         json: Set where the value is a JSON document.
+        marks: Where nothing but ``contains`` conditions is asked of the field (``Content-Type``): their texts, so that
+            the value of every other message need not be decoded.
     """
 
     owners: tuple[str, ...]
     translators: tuple[_Compiled, ...]
     losses: tuple[tuple[str, LossRule, bytes], ...]
     json: Repeat | None
+    marks: tuple[bytes, ...]
 
 
 class Engine:
@@ -119,7 +122,7 @@ class Engine:
                 interest = known[key]
             except KeyError:
                 interest = self._remember(key)
-            if interest is not None:
+            if interest is not None and (not interest.marks or _may_hold(section[index].raw, interest.marks)):
                 found.setdefault(key, []).append(index)
                 interests[key] = interest
         if not found and not provider:
@@ -129,22 +132,29 @@ class Engine:
     def _remember(self, key: bytes) -> _Interest | None:
         """Work out what the rules want of a field name; None where none of them cares about it."""
         files = self.files
-        interest = _Interest(
-            tuple(file.provider for file in files if file.controls.match(key)),
-            tuple(each for each in self.compiled.values() if key in each.translated_names),
-            tuple(
-                (file.provider, rule, name)
-                for file in files
-                for rule in file.untranslatable
-                if (name := _named_as(rule.selector, key))
-            ),
-            next((file.json[key] for file in files if key in file.json), None),
+        owners = tuple(file.provider for file in files if file.controls.match(key))
+        translators = tuple(each for each in self.compiled.values() if key in each.translated_names)
+        losses = tuple(
+            (file.provider, rule, name)
+            for file in files
+            for rule in file.untranslatable
+            if (name := _named_as(rule.selector, key))
         )
+        texts = [rule.contains for _, rule, _ in losses]
+        plain = not owners and not translators and all(text and text.isascii() for text in texts)
+        marks = tuple(text.encode("ascii") for text in texts) if plain else ()
+        json = next((file.json[key] for file in files if key in file.json), None)
+        interest = _Interest(owners, translators, losses, json, marks)
         cared_for = interest.owners or interest.translators or interest.losses or key in _NATIVE_KEYS or key == _DKIM
         if len(self._known) >= _MAX_KNOWN_NAMES:  # names are the sender's to choose
             self._known.clear()
         self._known[key] = interest if cared_for else None
         return self._known[key]
+
+
+def _may_hold(raw: bytes, marks: tuple[bytes, ...]) -> bool:
+    text = raw.replace(b"\r\n", b"").lower()
+    return b"=?" in text or any(mark in text for mark in marks)
 
 
 def _named_as(selector: Selector, key: bytes) -> bytes:
@@ -414,8 +424,12 @@ class _Run:
 
     def spelled(self, key: bytes) -> str:
         """The name of a JSON field as a rule file spells it: remarks end up in metric labels."""
-        selectors = (rule.selector for file in self.engine.files for rule in (*file.translate, *file.untranslatable))
-        return next((selector.names[key] for selector in selectors if key in selector.names), "")
+        for file in self.engine.files:
+            rules: tuple[TranslateRule | LossRule, ...] = (*file.translate, *file.untranslatable)
+            for rule in rules:
+                if key in rule.selector.names:
+                    return rule.selector.names[key]
+        return ""
 
     def text(self, index: int) -> str:
         """The value of a field, unfolded, decoded and trimmed."""

@@ -1,0 +1,105 @@
+"""
+Octets from a client, as they come: for commands by line, for a message in whatever pieces arrive.
+
+Bounded: above ``HIGH_WATER`` the transport stops reading, so TCP slows the client down.
+"""
+
+import asyncio
+from typing import cast
+
+HIGH_WATER = 65_536
+
+
+class ClientSilentError(Exception):
+    """The client kept silent, or trickled, for longer than it may."""
+
+
+class ByteReader:
+    """
+    A buffer between the transport and one reading task.
+
+    Attributes:
+        buffer: Octets not yet taken.
+        eof: The client has sent its last octet.
+    """
+
+    __slots__ = ("_expired", "_paused", "_transport", "_waiter", "buffer", "eof")
+
+    def __init__(self) -> None:
+        self.buffer = bytearray()
+        self.eof = False
+        self._transport: asyncio.ReadTransport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._paused = False
+        self._expired = False
+
+    def attach(self, transport: asyncio.BaseTransport) -> None:
+        """Use this transport from now on."""
+        self._transport = cast(asyncio.ReadTransport, transport)
+        self._paused = False
+
+    def feed(self, data: bytes) -> None:
+        """Take octets from the transport."""
+        self.buffer += data
+        self._wake()
+        if len(self.buffer) > HIGH_WATER and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def feed_eof(self) -> None:
+        """Note that nothing more will come."""
+        self.eof = True
+        self._wake()
+
+    def expire(self) -> None:
+        """Make the wait that is going on end with :class:`ClientSilentError`."""
+        self._expired = True
+        self._wake()
+
+    async def more(self) -> bool:
+        """
+        Wait for more octets than the buffer holds.
+
+        Returns:
+            False when none will come.
+
+        Raises:
+            ClientSilentError: Time is up.
+        """
+        if self.eof:
+            return False
+        if self._paused and len(self.buffer) <= HIGH_WATER and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+        if self._expired:
+            self._expired = False
+            raise ClientSilentError
+        return bool(self.buffer) or not self.eof
+
+    def take(self) -> bytes:
+        """Give all octets there are."""
+        data = bytes(self.buffer)
+        self.buffer.clear()
+        return data
+
+    def unread(self, data: bytes) -> None:
+        """Put octets back in front."""
+        self.buffer[:0] = data
+
+    def line(self) -> bytes | None:
+        """Give the next line with its LF, or None while there is no whole one."""
+        end = self.buffer.find(b"\n") + 1
+        if not end:
+            return None
+        line = bytes(self.buffer[:end])
+        del self.buffer[:end]
+        return line
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

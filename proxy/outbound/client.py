@@ -1,0 +1,306 @@
+"""
+One SMTP connection to the next hop: greeting, EHLO, STARTTLS, AUTH, and then whatever the caller writes.
+
+Pipelined commands are answered in order, one reply for each. Every wait is bounded.
+
+Trust: the next hop is configured by the operator, yet a reply may hold anything; ``ReplyParser`` bounds and cleans it.
+Source: RFC 5321 (4.5.3.2 for the time limits), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 2920 (PIPELINING).
+"""
+
+import asyncio
+import ssl
+from base64 import b64encode
+from collections import deque
+from time import monotonic
+from typing import cast
+
+from attrs import frozen
+
+from proxy.mail.reply import Reply, ReplyError, ReplyParser
+
+READ_OCTETS = 65_536
+
+
+class UpstreamError(Exception):
+    """
+    The connection cannot be had or cannot be used any more.
+
+    Args:
+        stage: Where it failed, from a closed list (label of a metric): ``connect``, ``banner``, ``ehlo``,
+            ``starttls``, ``auth``, ``transaction``.
+        reason: For the log.
+    """
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage = stage
+        self.reason = reason
+
+
+STAGES = ("connect", "banner", "ehlo", "starttls", "auth", "transaction")
+
+
+@frozen
+class NextHop:
+    """
+    Where and how to connect.
+
+    Args:
+        tls: ``required``, ``opportunistic`` (STARTTLS if offered, certificate not checked), ``implicit`` or ``none``.
+        context: Checks the certificate; for ``opportunistic`` one that does not.
+        helo_name: What EHLO says.
+        username, password: Empty for no AUTH.
+    """
+
+    host: str
+    port: int
+    tls: str
+    context: ssl.SSLContext | None
+    helo_name: str
+    username: str = ""
+    password: str = ""
+    connect_seconds: float = 30
+    reply_seconds: float = 300
+    final_reply_seconds: float = 600
+
+
+class Connection(asyncio.Protocol):
+    """
+    A connection that was greeted, secured and authenticated; made by :meth:`open`.
+
+    Attributes:
+        extensions: EHLO keywords (upper case) with their parameters.
+        lost: Why the connection is of no more use; empty while it is.
+        idle_since: When it was last given back (monotonic seconds).
+    """
+
+    def __init__(self) -> None:
+        self.extensions: dict[str, str] = {}
+        self.lost = ""
+        self.idle_since = 0.0
+        self.used = 0
+        self._transport: asyncio.Transport | None = None
+        self._parser = ReplyParser()
+        self._replies: deque[Reply] = deque()
+        self._expected = 0
+        self._reply_waiter: asyncio.Future[None] | None = None
+        self._write_waiter: asyncio.Future[None] | None = None
+        self._paused = False
+
+    @classmethod
+    async def open(cls, hop: NextHop) -> "Connection":
+        """
+        Connect and get ready to send.
+
+        Raises:
+            UpstreamError: It did not work out, whatever the reason.
+        """
+        connection = cls()
+        try:
+            await connection._connect(hop)
+            await connection._get_ready(hop)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _connect(self, hop: NextHop) -> None:
+        context = hop.context if hop.tls == "implicit" else None
+        self._expected = 1  # the greeting
+        try:
+            async with asyncio.timeout(hop.connect_seconds):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: self, hop.host, hop.port, ssl=context, server_hostname=hop.host if context else None
+                )
+        except TimeoutError:
+            raise UpstreamError("connect", f"no connection within {hop.connect_seconds:g} s") from None
+        except (OSError, ssl.SSLError, UnicodeError) as error:
+            raise UpstreamError("connect", _reason(error)) from None
+
+    async def _get_ready(self, hop: NextHop) -> None:
+        # The greeting may take its time (RFC 5321, 4.5.3.2.1), but the app waits for all of this inside one MAIL.
+        limit = min(hop.connect_seconds, hop.reply_seconds)
+        _require(await self._stage("banner", limit), 220, "banner")
+        await self._hello(hop.helo_name, limit)
+        if hop.tls in ("required", "opportunistic"):
+            if "STARTTLS" in self.extensions:
+                await self._start_tls(hop, limit)
+                await self._hello(hop.helo_name, limit)
+            elif hop.tls == "required":
+                raise UpstreamError("starttls", "STARTTLS is not offered, and tls is required")
+        if hop.username:
+            await self._authenticate(hop, limit)
+
+    async def _hello(self, name: str, limit: float) -> None:
+        self.write(f"EHLO {name}\r\n".encode("ascii"))
+        reply = _require(await self._stage("ehlo", limit), 250, "ehlo")
+        lines = (line.partition(" ") for line in reply.text.split("\n")[1:])
+        self.extensions = {keyword.upper(): parameters for keyword, _, parameters in lines}
+
+    async def _start_tls(self, hop: NextHop, limit: float) -> None:
+        self.write(b"STARTTLS\r\n")
+        _require(await self._stage("starttls", limit), 220, "starttls")
+        if self._replies or self.lost:  # said before TLS, so it could be anybody's word (RFC 3207, 4.2)
+            raise UpstreamError("starttls", self.lost or "octets behind the reply to STARTTLS")
+        assert self._transport is not None and hop.context is not None
+        try:
+            async with asyncio.timeout(limit):
+                transport = await asyncio.get_running_loop().start_tls(
+                    self._transport, self, hop.context, server_hostname=hop.host
+                )
+        except TimeoutError:
+            raise UpstreamError("starttls", f"no TLS within {limit:g} s") from None
+        except (OSError, ssl.SSLError) as error:
+            raise UpstreamError("starttls", _reason(error)) from None
+        if transport is None:  # asyncio's way to say that the connection went away meanwhile
+            raise UpstreamError("starttls", "connection closed")
+        self._transport = transport
+
+    async def _authenticate(self, hop: NextHop, limit: float) -> None:
+        offered = self.extensions.get("AUTH", "").upper().split()
+        user, password = hop.username.encode("utf-8"), hop.password.encode("utf-8")
+        if "PLAIN" in offered:
+            self.write(b"AUTH PLAIN " + b64encode(b"\0" + user + b"\0" + password) + b"\r\n")
+            _require(await self._stage("auth", limit), 235, "auth")
+        elif "LOGIN" in offered:
+            self.write(b"AUTH LOGIN\r\n")
+            _require(await self._stage("auth", limit), 334, "auth")
+            self.write(b64encode(user) + b"\r\n")
+            _require(await self._stage("auth", limit), 334, "auth")
+            self.write(b64encode(password) + b"\r\n")
+            _require(await self._stage("auth", limit), 235, "auth")
+        else:
+            raise UpstreamError("auth", f"AUTH offers {' '.join(offered) or 'nothing'}; needed is PLAIN or LOGIN")
+
+    async def _stage(self, stage: str, limit: float) -> Reply:
+        try:
+            return await self.reply(limit)
+        except UpstreamError as error:
+            raise UpstreamError(stage, error.reason) from None
+
+    # For a transaction
+
+    @property
+    def pipelining(self) -> bool:
+        """Whether commands may be sent before the last one is answered."""
+        return "PIPELINING" in self.extensions
+
+    @property
+    def answered(self) -> bool:
+        """Whether a reply is waiting, or none will ever come."""
+        return bool(self._replies or self.lost)
+
+    def write(self, data: bytes, replies: int = 1) -> None:
+        """
+        Send octets; nothing happens on a lost connection (the wait for the reply tells).
+
+        Args:
+            replies: How many replies this will bring; 0 for a part of something.
+        """
+        self._expected += replies
+        if self._transport is not None and not self.lost:
+            self._transport.write(data)
+
+    async def writable(self, limit: float) -> None:
+        """Wait until the next hop takes more; also ends when a reply comes early or the connection is lost."""
+        if not self._paused or self.answered:
+            return
+        self._write_waiter = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(limit):
+                await self._write_waiter
+        except TimeoutError:
+            self._lose(f"took nothing for {limit:g} s")
+        finally:
+            self._write_waiter = None
+
+    async def reply(self, limit: float) -> Reply:
+        """
+        Wait for the next reply.
+
+        Raises:
+            UpstreamError: None came within *limit* seconds, or the connection was lost.
+        """
+        if not self._replies and not self.lost:
+            loop = asyncio.get_running_loop()
+            self._reply_waiter = loop.create_future()
+            timer = loop.call_later(limit, self._lose, f"no reply within {limit:g} s")
+            try:
+                await self._reply_waiter
+            finally:
+                timer.cancel()
+                self._reply_waiter = None
+        if not self._replies:
+            raise UpstreamError("transaction", self.lost)
+        self._expected -= 1
+        return self._replies.popleft()
+
+    def close(self) -> None:
+        """Close at once; a message under way is not completed."""
+        self._lose("closed here")
+
+    def quit(self) -> None:
+        """Say goodbye politely, without waiting for the answer."""
+        self.write(b"QUIT\r\n")
+        self.lost = self.lost or "closed here"
+        if self._transport is not None:
+            self._transport.close()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._replies.extend(self._parser.feed(data))
+        except ReplyError as error:
+            self._lose(str(error))
+        if len(self._replies) > self._expected:
+            # Nobody asked: mostly 421 before the next hop hangs up. The connection has no future.
+            self._lose(f"unasked reply {self._replies[-1]}")
+        self._wake()
+
+    def eof_received(self) -> None:
+        self._lose("closed by the next hop")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lose(_reason(error) if error else "closed by the next hop")
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._wake()
+
+    def _lose(self, reason: str) -> None:
+        if not self.lost:
+            self.lost = reason
+            if self._transport is not None:
+                self._transport.abort()
+        self._wake()
+
+    def _wake(self) -> None:
+        reply, write = self._reply_waiter, self._write_waiter
+        if reply is not None and not reply.done() and self.answered:
+            reply.set_result(None)
+        if write is not None and not write.done() and (self.answered or not self._paused):
+            write.set_result(None)
+
+    def rest(self) -> None:
+        """Note that nobody uses the connection from now on."""
+        self.idle_since = monotonic()
+
+
+def _require(reply: Reply, code: int, stage: str) -> Reply:
+    if reply.code != code:
+        raise UpstreamError(stage, f"the next hop said {reply}")
+    return reply
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not trusted: {error.verify_message}"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text or type(error).__name__

@@ -1,0 +1,217 @@
+"""
+Route ``relay``: stream each message to a platform that speaks X-Cmail; its replies are ours.
+
+Nothing is stored, so nothing is promised before the platform promised it. A reply of the platform keeps its class; what
+fails on our side of it, its 421 included, reaches the app as 451: such a failure must not bounce the app's mail. A
+pooled connection that turns out dead before the first reply of a transaction is replaced once; after a reply nothing is
+ever sent again.
+
+Source: RFC 5321, 3.3 and 4.5.3.2; RFC 2920, 3.1 (MAIL and RCPT in one write, DATA on its own).
+"""
+
+from proxy.mail.data_stage import END_OF_DATA
+from proxy.mail.envelope import Envelope
+from proxy.mail.reply import SERVICE_CLOSING, Reply
+from proxy.outbound.client import Connection, NextHop, UpstreamError
+from proxy.outbound.pool import Pool
+from proxy.route import Capabilities, ClientGoneError, Content, ContentRefusedError, Sent
+
+LOST = Reply(451, "4.4.2", "The connection to the next hop was lost, try again later")
+NONSENSE = Reply(451, "4.5.0", "The next hop gave an unexpected answer, try again later")
+NO_EIGHT_BIT = Reply(554, "5.6.3", "The next hop does not take 8BITMIME")
+NO_SMTPUTF8 = Reply(550, "5.6.7", "The next hop does not take SMTPUTF8")
+
+
+class RelayRoute:
+    """The route; one for each process."""
+
+    def __init__(self, hop: NextHop, pool: Pool) -> None:
+        self._hop = hop
+        self._pool = pool
+        self._capabilities = Capabilities()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the platform said in its last EHLO; before the first, what nearly every server can do."""
+        return self._capabilities
+
+    def learn(self, connection: Connection) -> None:
+        """Note what a new connection offers."""
+        size = connection.extensions.get("SIZE", "")
+        self._capabilities = Capabilities(
+            size_octets=int(size) if size.isdecimal() and len(size) < 20 else 0,
+            eight_bit="8BITMIME" in connection.extensions,
+            smtputf8="SMTPUTF8" in connection.extensions,
+        )
+
+    async def begin(self, envelope: Envelope) -> "RelayTransaction | Reply":
+        """Take a connection; MAIL itself goes out with the first RCPT."""
+        taken = await self._pool.take()
+        if isinstance(taken, Reply):
+            return taken
+        if envelope.eight_bit and "8BITMIME" not in taken.extensions:
+            self._pool.give_back(taken)
+            return NO_EIGHT_BIT
+        if envelope.smtputf8 and "SMTPUTF8" not in taken.extensions:
+            self._pool.give_back(taken)
+            return NO_SMTPUTF8
+        return RelayTransaction(self._pool, self._hop, taken, envelope)
+
+
+class RelayTransaction:
+    """One mail transaction on a pooled connection."""
+
+    def __init__(self, pool: Pool, hop: NextHop, connection: Connection, envelope: Envelope) -> None:
+        self._pool = pool
+        self._hop = hop
+        self._connection: Connection | None = connection
+        self._fresh = connection.used == 0
+        self._envelope = envelope
+        self._mail_sent = False
+        self._mail_refused: Reply | None = None
+        connection.used += 1
+
+    async def recipient(self, address: str) -> Reply:
+        """Pass RCPT on, the first one together with MAIL; the reply is the platform's."""
+        if self._mail_refused is not None:
+            return self._mail_refused
+        if self._connection is None:
+            return LOST
+        try:
+            return await self._recipient(self._connection, address)
+        except UpstreamError:
+            self._drop()
+            self._mail_refused = LOST
+            return LOST
+
+    async def _recipient(self, connection: Connection, address: str) -> Reply:
+        limit = self._hop.reply_seconds
+        command = f"RCPT TO:<{address}>\r\n".encode()
+        if self._mail_sent:
+            connection.write(command)
+            return self._passed_on(await connection.reply(limit))
+        self._mail_sent = True
+        mail = self._mail(connection)
+        if connection.pipelining:
+            connection.write(mail + command, replies=2)
+        else:
+            connection.write(mail)
+        try:
+            reply = await connection.reply(limit)
+        except UpstreamError:
+            if self._fresh or not await self._replace():
+                raise
+            return await self.recipient(address)
+        refused = None if reply.positive else self._passed_on(reply)
+        if refused is not None:
+            self._mail_refused = refused
+            if connection.pipelining and not connection.lost:
+                await connection.reply(limit)  # RCPT's, mostly 503: the reply to MAIL says more
+            return refused
+        if not connection.pipelining:
+            connection.write(command)
+        return self._passed_on(await connection.reply(limit))
+
+    def _mail(self, connection: Connection) -> bytes:
+        envelope = self._envelope
+        parameters = ""
+        if envelope.size_octets and "SIZE" in connection.extensions:
+            parameters += f" SIZE={envelope.size_octets}"
+        if envelope.eight_bit:
+            parameters += " BODY=8BITMIME"
+        if envelope.smtputf8:
+            parameters += " SMTPUTF8"
+        return f"MAIL FROM:<{envelope.reverse_path}>{parameters}\r\n".encode()
+
+    async def _replace(self) -> bool:
+        """Swap a connection that died at rest for another; nothing was answered on it in this transaction."""
+        self._drop()
+        taken = await self._pool.take()
+        if isinstance(taken, Reply):
+            return False
+        self._connection = taken
+        self._fresh = True  # whatever it is, there is no third one
+        self._mail_sent = False
+        taken.used += 1
+        return True
+
+    async def send(self, head: bytes, content: Content) -> Sent:
+        """Send DATA, the head and the content; the answer is the platform's."""
+        connection = self._connection
+        if connection is None:
+            return Sent(LOST, "failed", "connection lost before DATA")
+        try:
+            return await self._send(connection, head, content)
+        except UpstreamError as error:
+            return Sent(LOST, "failed", error.reason)
+        except (ClientGoneError, ContentRefusedError):
+            self._drop()  # closed without the dot: the platform must not take half a message for a whole one
+            raise
+        finally:
+            self._finish()
+
+    async def _send(self, connection: Connection, head: bytes, content: Content) -> Sent:
+        limit = self._hop.reply_seconds
+        connection.write(b"DATA\r\n")
+        reply = await connection.reply(limit)
+        if not reply.intermediate:
+            sent = self._sent(reply, final=False)
+            self.abandon()
+            return sent
+        chunk = head
+        while not content.complete:
+            connection.write(chunk, replies=0)
+            await connection.writable(limit)
+            if connection.answered:
+                return await self._refused_early(connection)
+            chunk = await content.read()
+        connection.write(chunk + END_OF_DATA)
+        return self._sent(await connection.reply(self._hop.final_reply_seconds), final=True)
+
+    async def _refused_early(self, connection: Connection) -> Sent:
+        reply = await connection.reply(0)
+        connection.close()
+        return self._sent(reply, final=False)
+
+    def _sent(self, reply: Reply, *, final: bool) -> Sent:
+        """Judge the reply to DATA or the dot: only 2yz to the dot is success, whatever else a server may say."""
+        if reply.positive and final:
+            return Sent(reply.for_client(), "accepted", str(reply))
+        passed_on = self._passed_on(reply)
+        if passed_on.positive or reply.intermediate:
+            self._drop()
+            return Sent(NONSENSE, "failed", f"unexpected reply {reply}")
+        if reply.code == SERVICE_CLOSING:
+            return Sent(passed_on, "failed", str(reply))
+        return Sent(passed_on, "permanent" if reply.permanent else "transient", str(reply))
+
+    def _passed_on(self, reply: Reply) -> Reply:
+        """Make the platform's reply ours: enhanced status code always, 421 as 451 since it is not the app's session."""
+        if reply.code == SERVICE_CLOSING:
+            self._drop()
+            return Reply(451, reply.enhanced or "4.4.2", reply.text)
+        if reply.intermediate:
+            self._drop()
+            return NONSENSE
+        return reply.for_client()
+
+    def abandon(self) -> None:
+        """Give the connection back, after RSET where the platform knows of the transaction."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._mail_sent:
+            self._pool.reset(connection)
+        else:
+            self._pool.give_back(connection)
+
+    def _finish(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._pool.give_back(connection)
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+            self._pool.give_back(connection)

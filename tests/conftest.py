@@ -1,0 +1,53 @@
+"""Shared by all tests: what a test may ask of the machine, and the switch that rewrites expected files."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import hypothesis
+import pytest
+
+NODE_FOLDER = Path(__file__).parent / "node"
+
+# Debian keeps postfix and its like where the PATH of a plain user does not look.
+TOOL_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+# A deadline for each example would be a timed assertion, and fail where the machine is busy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the switch that ``make expected`` uses."""
+    parser.addoption("--write-expected", action="store_true", help="rewrite the expected files of the fixtures")
+
+
+def require_tool(name: str) -> str:
+    """
+    Find a program that not every machine has.
+
+    Returns:
+        Its absolute path. Without it the test is skipped, or fails where ``CMAIL_PROXY_TEST_REQUIRE_ALL`` is 1.
+    """
+    return shutil.which(name, path=TOOL_PATH) or _without(f"{name} is not installed")
+
+
+def require_node_module(name: str) -> Path:
+    """
+    Find a package of the npm registry.
+
+    Returns:
+        The folder that scripts which require the package must lie in or run below. Without the package, or without
+        node, the test is skipped, or fails where ``CMAIL_PROXY_TEST_REQUIRE_ALL`` is 1.
+    """
+    require_tool("node")
+    if not (NODE_FOLDER / "node_modules" / name / "package.json").is_file():
+        _without(f"the node package {name} is not installed in tests/node")
+    return NODE_FOLDER
+
+
+def _without(reason: str) -> NoReturn:
+    if os.environ.get("CMAIL_PROXY_TEST_REQUIRE_ALL") == "1":
+        pytest.fail(f"{reason}, and CMAIL_PROXY_TEST_REQUIRE_ALL=1 forbids to skip")
+    pytest.skip(reason)
