@@ -85,10 +85,10 @@ def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         found = " ".join(str(part) for part in (error.problem, error.context) if part)
-        builder.add(mark.line + 1 if mark else 0, "", found or "text that is not YAML", "valid YAML")
+        builder.add(mark.line + 1 if mark else 0, "", f"text that is not YAML: {found}".rstrip(": "), "valid YAML")
         return None, builder.problems
     except yaml.YAMLError as error:  # a character YAML forbids (NUL, a lone surrogate): no mark
-        builder.add(0, "", str(error).splitlines()[0], "valid YAML")
+        builder.add(0, "", f"text that is not YAML: {str(error).splitlines()[0]}", "valid YAML")
         return None, builder.problems
     except RecursionError:
         builder.add(0, "", "nesting too deep to read", f"at most {MAX_DEPTH} levels")
@@ -125,13 +125,13 @@ class _Builder:
                 self.add(line, path, f"more than {MAX_ALIASES} aliases", "the values written out")
             known = self.anchors.get(event.anchor or "")
             if known is None:
-                self.add(line, path, f"alias *{event.anchor}", "an anchor defined above it")
+                self.add(line, path, "an alias without an anchor", "a value; in quotes if it begins with *")
             if known is None or self.aliases > MAX_ALIASES:
                 return Scalar(None, line)
             return known
         tag = getattr(event, "tag", None)
         if tag not in (None, "!", "tag:yaml.org,2002:str"):
-            self.add(line, path, f"tag {tag}", "a value without a tag")
+            self.add(line, path, "a tag", "a value; in quotes if it begins with !")
         node = self._content(event, stream, path, depth, line)
         anchor = getattr(event, "anchor", None)
         if anchor:

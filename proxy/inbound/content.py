@@ -4,12 +4,13 @@ The content of one message on its way in: read in chunks, mended, and held to it
 Source: RFC 5321, 4.5.3.1.7 (size), 4.5.3.2.5 (three minutes for a block) and 4.5.2 (transparency).
 """
 
+from collections.abc import Awaitable, Callable
 from time import monotonic
 
 from proxy.inbound.reader import ByteReader, ClientSilentError
 from proxy.mail.data_stage import DataStage
 from proxy.mail.reply import Reply
-from proxy.route import ClientGoneError, ContentRefusedError
+from proxy.route import ContentRefusedError
 
 BARE_NEWLINE = Reply(554, "5.6.0", "The message has a bare CR or LF; lines must end with CRLF")
 _SLOW_AFTER_SECONDS = 60.0
@@ -27,6 +28,7 @@ class StreamedContent:
     Content as ``proxy.route.Content`` wants it, over a :class:`ByteReader`.
 
     Args:
+        more: Waits until the reader holds something; raises ClientGoneError when that will not be.
         limit: Largest message in octets, as received.
         refuse_bare_newline: Refuse what would otherwise be mended.
 
@@ -34,9 +36,12 @@ class StreamedContent:
         complete: The end was seen, and all content was given out.
     """
 
-    def __init__(self, reader: ByteReader, limit: int, *, refuse_bare_newline: bool) -> None:
+    def __init__(
+        self, reader: ByteReader, more: Callable[[], Awaitable[None]], limit: int, *, refuse_bare_newline: bool
+    ) -> None:
         self.complete = False
         self._reader = reader
+        self._more = more
         self._limit = limit
         self._refuse_bare_newline = refuse_bare_newline
         self._stage = DataStage()
@@ -72,7 +77,7 @@ class StreamedContent:
             False when the client sends more than anybody should have to read: hang up on it.
 
         Raises:
-            ClientGoneError, ClientSilentError: As in :meth:`read`.
+            ClientGoneError: As in :meth:`read`.
         """
         most = self._stage.octets + self._limit + _DISCARDED_OCTETS
         while not self.complete:
@@ -85,8 +90,7 @@ class StreamedContent:
         reader = self._reader
         if not reader.buffer:
             started = monotonic()
-            if not await reader.more():
-                raise ClientGoneError
+            await self._more()
             self._waited += monotonic() - started
             # The end of the time limit is the server's business; a client that sends an octet now and then is ours.
             if self._waited > _SLOW_AFTER_SECONDS and self._stage.octets < self._waited * _MIN_OCTETS_PER_SECOND:

@@ -7,10 +7,12 @@ Bounded: above ``HIGH_WATER`` the transport stops reading, so TCP slows the clie
 import asyncio
 from typing import cast
 
+from proxy.route import ClientGoneError
+
 HIGH_WATER = 65_536
 
 
-class ClientSilentError(Exception):
+class ClientSilentError(ClientGoneError):
     """The client kept silent, or trickled, for longer than it may."""
 
 

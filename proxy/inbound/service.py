@@ -51,9 +51,17 @@ class MessageLimits:
 
 
 class Live(Protocol):
-    """A session, as the service sees it."""
+    """
+    A session, as the service sees it.
+
+    Attributes:
+        deadline: When its client will have taken too long (monotonic seconds); infinite while the client is not
+            being waited for.
+        idle_since: Since when it waits for a command outside a transaction; infinite otherwise.
+    """
 
     deadline: float
+    idle_since: float
 
     def expire(self) -> None:
         """End the session: its client took too long."""
@@ -74,6 +82,10 @@ class Service:
         hostname: Our name in greeting, EHLO and Received.
         connections: Most sessions at a time.
         new_id: Gives session ids.
+
+    Attributes:
+        sessions: Those that are served.
+        closing: Those whose last octets are on their way to the client.
     """
 
     hostname: str
@@ -87,4 +99,5 @@ class Service:
     metrics: Metrics
     new_id: Callable[[], str]
     sessions: set[Live] = field(factory=set)
+    closing: set[Live] = field(factory=set)
     stopping: bool = False

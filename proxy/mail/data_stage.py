@@ -24,6 +24,11 @@ _MAYBE_LONE_DOT = re.compile(rb"\x00*\.?\x00*")
 _MAX_HELD = 1024
 
 
+def mend_line_ends(text: bytes) -> bytes:
+    """Bring line ends into the one form that means the same to every hop: for messages that came as a file."""
+    return _BARE_CR.sub(b" ", _LINE_END.sub(b"\r\n", text))
+
+
 class DataStage:
     """
     One message between 354 and its end.
@@ -93,7 +98,7 @@ class DataStage:
             body = text.rstrip(b"\r")
             if len(text) - len(body) <= _MAX_HELD:
                 text, self._held = body, text[len(body) :]
-        text = _BARE_CR.sub(b" ", _LINE_END.sub(b"\r\n", text))
+        text = mend_line_ends(text)
         first_line = 0 if self._at_line_start else text.find(b"\n") + 1
         last_line = text.rfind(b"\n") + 1
         if self._at_line_start or first_line:

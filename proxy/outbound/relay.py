@@ -14,7 +14,7 @@ from proxy.mail.envelope import Envelope
 from proxy.mail.reply import SERVICE_CLOSING, Reply
 from proxy.outbound.client import Connection, NextHop, UpstreamError
 from proxy.outbound.pool import Pool
-from proxy.route import Capabilities, ClientGoneError, Content, ContentRefusedError, Sent
+from proxy.route import Capabilities, Content, Sent
 
 LOST = Reply(451, "4.4.2", "The connection to the next hop was lost, try again later")
 NONSENSE = Reply(451, "4.5.0", "The next hop gave an unexpected answer, try again later")
@@ -144,7 +144,7 @@ class RelayTransaction:
             return await self._send(connection, head, content)
         except UpstreamError as error:
             return Sent(LOST, "failed", error.reason)
-        except (ClientGoneError, ContentRefusedError):
+        except BaseException:
             self._drop()  # closed without the dot: the platform must not take half a message for a whole one
             raise
         finally:

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from proxy.problems import Problem
 from proxy.settings.model import SENDING_CORE, Listener, Login, Settings, Token
-from proxy.settings.values import is_loopback
+from proxy.settings.values import Network, is_loopback
 
 TOKENS_FILE = "tokens.json"
 """Tokens issued by ``cmail-proxy token add``, in ``data_dir``."""
@@ -108,7 +108,8 @@ def _open_relay(settings: Settings, listener: Listener, key: str) -> Iterator[Fi
     v4 = [network for network in listener.allow_networks if isinstance(network, ipaddress.IPv4Network)]
     v6 = [network for network in listener.allow_networks if isinstance(network, ipaddress.IPv6Network)]
     # Collapsed, because two halves of the address space are as open as the whole.
-    for collapsed in (*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6)):
+    whole: list[Network] = [*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6)]
+    for collapsed in whole:
         if collapsed.prefixlen == 0:
             text = f"{collapsed} is every address, and auth is {listener.auth!r}: an open relay"
             yield _warned(settings, f"{key}.allow_networks", text)
@@ -204,11 +205,7 @@ def _relay(settings: Settings) -> Iterator[Finding]:
     if relay.username is not None and relay.tls in ("none", "opportunistic") and not is_loopback(relay.host):
         clear = "crosses" if relay.tls == "none" else "may cross"
         yield _warned(settings, "relay.tls", f"the password {clear} the network in clear ({relay.tls})")
-    # The two ports whose kind of TLS is settled (RFC 8314, 3.3): with the other kind, both sides wait for each other.
-    if relay.port == 465 and relay.tls not in ("implicit", "none"):
-        yield _warned(
-            settings, "relay.tls", f"port 465 speaks TLS from the first octet; {relay.tls!r} waits for a greeting"
-        )
+    # Not so for 465: this platform's documents ask for STARTTLS there, too.
     if relay.port == 587 and relay.tls == "implicit":
         yield _warned(settings, "relay.tls", "port 587 begins without TLS; 'implicit' will not be understood there")
     for index, listener in enumerate(settings.listeners):

@@ -2,7 +2,8 @@
 Each mistake in tests/bad_settings has its own exact text.
 
 ``NAME.yaml`` is the file, ``NAME.environ`` (where there is one) the environment, ``NAME.expected`` every line that the
-operator sees: the problems of reading, or else those of the checks and the warnings. ``{folder}`` stands for the folder.
+operator sees: the problems of reading, or else those of the checks and the warnings. ``{folder}`` stands for the
+folder.
 """
 
 from pathlib import Path

@@ -1,0 +1,330 @@
+"""
+The composition root: builds the parts of one process, and owns the order of start and stop.
+
+Start: settings → rules, certificates, credentials → pool and route → listeners → probes. Stop: say so (readiness),
+wait for load balancers, accept nobody, let messages in flight finish, close the pool.
+"""
+
+import asyncio
+import base64
+import itertools
+import os
+import resource
+import signal
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from proxy.inbound.auth import Credentials
+from proxy.inbound.listeners import Listeners, bind
+from proxy.inbound.service import ListenerPolicy, MessageLimits, Service
+from proxy.inbound.tls import Certificates
+from proxy.inbound.tokens import TokenStore
+from proxy.outbound.client import Connection, NextHop, UpstreamError
+from proxy.outbound.pool import Pool
+from proxy.outbound.relay import RelayRoute
+from proxy.problems import ProblemsError
+from proxy.record.log import Log
+from proxy.record.metrics import Metrics
+from proxy.rulebook import RuleBook
+from proxy.settings import TOKENS_FILE, Listener, Relay, Settings
+from proxy.web.health import Health
+
+_WATCH_SECONDS = 1.0
+_PROBE_SECONDS = 15.0
+_SPARE_DESCRIPTORS = 64
+UPSTREAM = "upstream"
+
+
+class App:
+    """
+    The parts of one process, and their life.
+
+    Raises:
+        ProblemsError: Rule files, certificates or the token store are wrong.
+    """
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        self.settings = settings
+        self.log = log
+        self.health = Health()
+        self.metrics = Metrics()
+        self._rules = RuleBook(settings)
+        self._certificates = Certificates(settings.tls, settings.data_dir, settings.hostname)
+        self._tokens = TokenStore(settings.data_dir / TOKENS_FILE)
+        relay = settings.relay
+        hop = next_hop(relay, settings.hostname)
+        self._pool = Pool(
+            hop, relay.connections, relay.wait_seconds, relay.idle_seconds, _Watcher(self), self._learned
+        )
+        self._route = RelayRoute(hop, self._pool)
+        self._service = Service(
+            hostname=settings.hostname,
+            engine=self._rules.engine,
+            route=self._route,
+            credentials=Credentials(settings.tokens, settings.logins, self._tokens),
+            certificates=self._certificates,
+            limits=_limits(settings),
+            connections=settings.limits.connections,
+            log=log,
+            metrics=self.metrics,
+            new_id=_ids(),
+        )
+        self._listeners = Listeners(self._service)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, sockets: Iterable[tuple[Listener, socket.socket]]) -> None:
+        """Serve on these sockets."""
+        self.metrics.rules_reload(True, self._rules.count)
+        self._note_certificate()
+        if self.settings.relay.required_for_readiness:
+            self.health.reasons[UPSTREAM] = "the next hop was not reached yet"
+        await self._listeners.start([(listener_policy(listener, sock), sock) for listener, sock in sockets])
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._watch_files()), loop.create_task(self._watch_upstream())]
+        self.health.started = True
+
+    async def stop(self) -> None:
+        """Stop in the order that loses nothing."""
+        self.health.stopping = True
+        shutdown = self.settings.shutdown
+        self.log.info("stopping", delay_seconds=shutdown.delay_seconds, drain_seconds=shutdown.drain_seconds)
+        await self._listeners.stop(shutdown.delay_seconds, shutdown.drain_seconds)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._pool.close()
+        self.log.info("stopped")
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the parent of several workers asks each of them for."""
+        return {
+            "metrics": self.metrics.snapshot(),
+            "ready": self.health.ready,
+            "reasons": dict(self.health.reasons),
+            "started": self.health.started,
+        }
+
+    # Background work
+
+    async def _watch_files(self) -> None:
+        """Take changed rule files, certificates and tokens into force; what is broken changes nothing."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            self._pool.tidy()
+            try:
+                if self._rules.reload():
+                    self._service.engine = self._rules.engine
+                    self.metrics.rules_reload(True, self._rules.count)
+                    self.log.info("rules_reloaded", rules=self._rules.count)
+            except ProblemsError as error:
+                self.metrics.rules_reload(False, self._rules.count)
+                self._tell("rules_reload_failed", error)
+            try:
+                if self._certificates.reload():
+                    self.metrics.certificate_reload(True)
+                    self._note_certificate()
+                    self.log.info("certificate_reloaded")
+            except ProblemsError as error:
+                self.metrics.certificate_reload(False)
+                self._tell("certificate_reload_failed", error)
+            try:
+                if self._tokens.reload():
+                    self.log.info("tokens_reloaded")
+            except ProblemsError as error:
+                self._tell("tokens_reload_failed", error)
+
+    async def _watch_upstream(self) -> None:
+        """Reach out at start, and again while the last attempt failed; readiness depends on it only if so set."""
+        required = self.settings.relay.required_for_readiness
+        first = True
+        while True:
+            if first or required or self._pool.last_error is not None:
+                first = False
+                error = await self._pool.probe()
+                self.metrics.upstream_reachable(error is None)
+                if required and error is not None:
+                    self.health.reasons[UPSTREAM] = f"the next hop cannot be reached: {error}"
+                elif error is None:
+                    self.health.reasons.pop(UPSTREAM, None)
+            await asyncio.sleep(_PROBE_SECONDS)
+
+    def _learned(self, connection: Connection) -> None:
+        self._route.learn(connection)
+        self.metrics.upstream_reachable(True)
+
+    def _note_certificate(self) -> None:
+        not_after = self._certificates.not_after
+        if not_after is not None:
+            self.metrics.certificate_not_after(not_after.timestamp())
+
+    def _tell(self, event: str, error: ProblemsError) -> None:
+        for problem in error.problems:
+            self.log.error(event, problem=str(problem))
+
+
+class _Watcher:
+    """Passes what the pool tells on to metrics and log."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def connection_opened(self, seconds: float) -> None:
+        self._app.metrics.connection_opened(seconds)
+        self._app.log.debug("upstream_connected", seconds=round(seconds, 6))
+
+    def connection_failed(self, error: UpstreamError) -> None:
+        self._app.metrics.connection_failed(error)
+        self._app.log.error("upstream_failed", stage=error.stage, reason=error.reason)
+
+    def pool_changed(self, busy: int, idle: int) -> None:
+        self._app.metrics.pool_changed(busy, idle)
+
+
+def next_hop(relay: Relay, hostname: str) -> NextHop:
+    """Describe the platform as the client wants it."""
+    context: ssl.SSLContext | None = None
+    if relay.tls in ("required", "implicit"):
+        context = ssl.create_default_context(cafile=str(relay.ca_file) if relay.ca_file else None)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    elif relay.tls == "opportunistic":
+        # Whoever could forge the certificate could as well hide STARTTLS; this keeps out those who only listen.
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return NextHop(
+        host=relay.host or "",
+        port=relay.port,
+        tls=relay.tls,
+        context=context,
+        helo_name=hostname,
+        username=relay.username or "",
+        password=relay.password.reveal() if relay.password else "",
+        connect_seconds=relay.connect_seconds,
+        reply_seconds=relay.reply_seconds,
+        final_reply_seconds=relay.final_reply_seconds,
+    )
+
+
+def listener_policy(listener: Listener, sock: socket.socket) -> ListenerPolicy:
+    """Describe a listener as sessions want it; its name has the port it really got."""
+    return ListenerPolicy(
+        name=f"{listener.address}:{sock.getsockname()[1]}",
+        tls=listener.tls,
+        auth=listener.auth,
+        auth_without_tls=listener.auth_without_tls,
+        allow_networks=listener.allow_networks,
+        provider=listener.provider or "",
+    )
+
+
+def _limits(settings: Settings) -> MessageLimits:
+    limits = settings.limits
+    return MessageLimits(
+        recipients=limits.recipients,
+        refuse_excess=limits.excess == "refuse_message",
+        hops=limits.hops,
+        message_octets=limits.message_octets,
+        header_octets=limits.header_octets,
+        header_fields=limits.header_fields,
+        idle_seconds=limits.idle_seconds,
+        refuse_bare_newline=settings.smtp.bare_newline == "refuse",
+    )
+
+
+def _ids() -> Callable[[], str]:
+    """Make session ids: unlike those of any other process, and short enough to read out."""
+    start = base64.b32encode(os.urandom(5)).decode("ascii").lower()
+    counter = itertools.count(1)
+    return lambda: f"{start}{next(counter):x}"
+
+
+def raise_descriptor_limit(settings: Settings, log: Log) -> None:
+    """Make room for the connections that the settings allow (their soft limit is often 1,024)."""
+    needed = settings.limits.connections + settings.relay.connections + len(settings.listeners) + _SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < needed:
+        log.warning("descriptor_limit", needed=needed, hard_limit=hard, hint="raise it, or lower limits.connections")
+
+
+def bind_all(settings: Settings) -> list[tuple[Listener, socket.socket]]:
+    """Bind every listener; raises BindError."""
+    return [(listener, bind(listener.address, listener.port)) for listener in settings.listeners]
+
+
+async def serve(settings: Settings, log: Log, ready: Callable[[list[int], int], None] | None = None) -> int:
+    """
+    Serve in this process until SIGTERM or SIGINT.
+
+    Args:
+        ready: Called with the listeners' ports and the probes' port once mail is taken.
+
+    Returns:
+        The exit code.
+    """
+    from proxy.web.probes import Probes  # its HTTP library is not needed before mail can be taken
+
+    raise_descriptor_limit(settings, log)
+    app = App(settings, log)
+    sockets = bind_all(settings)
+    stopping = stop_event()
+    await app.start(sockets)
+
+    async def render() -> bytes:
+        return app.metrics.render()
+
+    where = settings.http.probes
+    probes = Probes(where.address, where.port, app.health, render)
+    await probes.start()
+    ports = [sock.getsockname()[1] for _, sock in sockets]
+    tell_listening(log, settings, ports, probes.port)
+    if ready is not None:
+        ready(ports, probes.port)
+    await stopping.wait()
+    await app.stop()
+    await probes.stop()
+    log.flush()
+    return 0
+
+
+def tell_listening(log: Log, settings: Settings, ports: list[int], probes_port: int) -> None:
+    """Log where mail is taken and where it goes."""
+    log.info(
+        "listening",
+        listeners=[
+            {"address": listener.address, "port": port, "tls": listener.tls, "auth": listener.auth}
+            for listener, port in zip(settings.listeners, ports, strict=True)
+        ],
+        probes={"address": settings.http.probes.address, "port": probes_port},
+        relay=f"{settings.relay.host}:{settings.relay.port}",
+        workers=settings.workers,
+    )
+
+
+def stop_event() -> asyncio.Event:
+    """Give an event that SIGTERM and SIGINT set."""
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, event.set)
+    return event
+
+
+def run(main: Callable[[], Awaitable[int]]) -> int:
+    """Run a coroutine function on the fastest loop there is (uvloop halves the CPU of a relayed message)."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:  # platforms without uvloop
+        from asyncio import new_event_loop
+
+    async def call() -> int:
+        return await main()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(call())

@@ -1,0 +1,244 @@
+"""
+The command line. Each command imports what it needs: ``serve`` starts fast, ``translate`` opens no socket.
+
+Exit codes: 0 done, 1 a problem with settings, rules or the message, 2 wrong usage.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from proxy import __version__
+from proxy.problems import ProblemsError
+from proxy.settings import CONFIG_VARIABLE, TOKENS_FILE, Settings, check, load
+
+if TYPE_CHECKING:
+    from proxy.inbound.tokens import TokenStore
+
+_CONFIG = click.option(
+    "--config",
+    "config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar=CONFIG_VARIABLE,
+    help=f"Settings file (YAML). Also by {CONFIG_VARIABLE}; single settings by CMAIL_PROXY_… variables.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="cmail-proxy")
+def main() -> None:
+    """
+    Transparent SMTP proxy: turns the header fields of Mailgun, Mailjet, Mandrill, Postmark and SendGrid into X-Cmail
+    fields, and sends each message on.
+
+    Begin with `cmail-proxy demo`, then write a settings file and try `cmail-proxy check --config FILE`.
+    """
+
+
+@main.command()
+@_CONFIG
+def serve(config: Path | None) -> None:
+    """
+    Take mail, translate it and send it on, until SIGTERM.
+
+    Logs one line for each message to standard output. Rule files, certificates and issued tokens are read again when
+    they change; a change of the settings file needs a restart.
+    """
+    from proxy import app
+    from proxy.inbound.listeners import BindError
+    from proxy.record.log import Log
+
+    settings = _checked(config)
+    log = Log(settings.log.level, settings.log.format, sys.stdout)
+    log.install()
+    try:
+        if settings.workers > 1:
+            from proxy import workers
+
+            code = asyncio.run(workers.serve(settings, log, config))
+        else:
+            code = app.run(lambda: app.serve(settings, log))
+    except ProblemsError as error:
+        log.flush()
+        _fail(error)
+    except BindError as error:
+        log.flush()
+        _stop(str(error))
+    sys.exit(code)
+
+
+@main.command(hidden=True)
+@_CONFIG
+def worker(config: Path | None) -> None:
+    """Serve as one of several workers; started by `serve`, on sockets it was handed."""
+    from proxy import app, workers
+    from proxy.record.log import Log
+
+    settings = _checked(config, quiet=True)
+    log = Log(settings.log.level, settings.log.format, sys.stdout)
+    log.install()
+    try:
+        code = app.run(lambda: workers.work(settings, log))
+    except ProblemsError as error:
+        log.flush()
+        _fail(error)
+    sys.exit(code)
+
+
+@main.command("check")
+@_CONFIG
+def check_command(config: Path | None) -> None:
+    """
+    Check settings and rule files, and show all problems at once.
+
+    Exit code 0 when `serve` would start, 1 with any problem. Warnings do not count.
+    """
+    settings = _loaded(config)
+    problems, warned = check(settings)
+    from proxy import rulebook
+
+    warnings = [str(warning) for warning in warned]
+    rules = "none"
+    try:
+        book = rulebook.RuleBook(settings)
+        warnings += rulebook.warnings(settings, book.engine)
+        rules = f"{book.count} rules of {', '.join(file.provider for file in book.engine.files)}"
+    except ProblemsError as error:
+        problems.extend(error.problems)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if problems:
+        _fail(ProblemsError(problems))
+    listeners = ", ".join(f"{each.address}:{each.port} ({each.tls})" for each in settings.listeners)
+    click.echo(f"ok: {rules}; listening on {listeners}; relaying to {settings.relay.host}:{settings.relay.port}")
+
+
+@main.command()
+@_CONFIG
+@click.option("--explain", is_flag=True, help="Print what was set by which rule, and what was lost, instead.")
+@click.option("--recipient", "recipients", multiple=True, metavar="ADDRESS", help="Envelope recipient; may be repeated.")
+@click.option("--provider", default="", help="Provider of the login or listener: its fields count first.")
+@click.argument("message", type=click.File("rb"), default="-", metavar="[FILE|-]")
+def translate(
+    config: Path | None, explain: bool, recipients: tuple[str, ...], provider: str, message: click.utils.LazyFile
+) -> None:
+    """
+    Translate one message: FILE or standard input in, the message as it would be sent on out.
+
+    Without --recipient the recipients are taken from To, Cc and Bcc. Exit code 1 when the message would be refused.
+    """
+    from proxy import rulebook
+    from proxy.translate.command import translate_octets
+
+    settings = _loaded(config)
+    try:
+        engine = rulebook.RuleBook(settings).engine
+    except ProblemsError as error:
+        _fail(error)
+    known = [file.provider for file in engine.files]
+    if provider and provider not in known:
+        raise click.UsageError(f"--provider: found {provider!r}; expected one of {', '.join(known)}")
+    result = translate_octets(message.read(), engine, recipients, provider)
+    if explain:
+        click.echo(result.explanation, nl=False)
+    else:
+        sys.stdout.buffer.write(result.message)
+        sys.stdout.buffer.flush()
+    if result.refused:
+        if not explain:
+            click.echo(f"refused with 554 5.6.0: {result.refused}", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--port", default=0, show_default="any free one", help="Port of the proxy.")
+def demo(port: int) -> None:
+    """
+    Show it: a proxy, a sink behind it, and one message of each provider through both.
+
+    Stays up on a terminal, so that you can send mail of your own; ends by itself when standard input is none.
+    """
+    from proxy.demo.run import run
+
+    sys.exit(run(port))
+
+
+@main.group()
+def token() -> None:
+    """Issue and revoke tokens: who has one may send, with the token as user name and as password."""
+
+
+@token.command("add")
+@_CONFIG
+@click.argument("name")
+def token_add(config: Path | None, name: str) -> None:
+    """Issue a token to NAME and print it; it is shown this once and kept only as a hash."""
+    store = _store(config)
+    try:
+        click.echo(store.add(name))
+    except ValueError as error:
+        _stop(str(error))
+
+
+@token.command("list")
+@_CONFIG
+def token_list(config: Path | None) -> None:
+    """List the names of those who have a token, and since when."""
+    for issued in _store(config).list():
+        click.echo(f"{issued.name}\t{issued.created_at}")
+
+
+@token.command("revoke")
+@_CONFIG
+@click.argument("name")
+def token_revoke(config: Path | None, name: str) -> None:
+    """Take the token of NAME back; a running proxy notices within seconds."""
+    store = _store(config)
+    try:
+        store.revoke(name)
+    except ValueError as error:
+        _stop(str(error))
+    click.echo(f"revoked: {name}")
+
+
+def _store(config: Path | None) -> "TokenStore":
+    from proxy.inbound.tokens import TokenStore
+
+    try:
+        return TokenStore(_loaded(config).data_dir / TOKENS_FILE)
+    except ProblemsError as error:
+        _fail(error)
+
+
+def _loaded(config: Path | None) -> Settings:
+    try:
+        return load(config, os.environ)
+    except ProblemsError as error:
+        _fail(error)
+
+
+def _checked(config: Path | None, *, quiet: bool = False) -> Settings:
+    """Load settings fit to serve with; every problem ends the program."""
+    settings = _loaded(config)
+    problems, warned = check(settings)
+    if problems:
+        _fail(ProblemsError(problems))
+    for warning in () if quiet else warned:
+        click.echo(f"warning: {warning}", err=True)
+    return settings
+
+
+def _fail(error: ProblemsError) -> NoReturn:
+    for problem in error.problems:
+        click.echo(f"error: {problem}", err=True)
+    count = len(error.problems)
+    _stop(f"{count} problem{'s' if count > 1 else ''}; nothing was started")
+
+
+def _stop(text: str) -> NoReturn:
+    click.echo(f"cmail-proxy: {text}", err=True)
+    sys.exit(1)

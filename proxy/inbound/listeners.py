@@ -1,0 +1,165 @@
+"""
+Listening sockets, the watch over time limits, and an orderly stop.
+
+A listener with ``tls: auto`` looks at a client's first octet before anything is said: a TLS handshake record begins with
+0x16 (RFC 8446, 5.1), and no SMTP client speaks before the greeting. The octet is only peeked at, so the TLS layer
+still finds it.
+"""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from time import monotonic
+
+from proxy.inbound.server import Session, session_factory
+from proxy.inbound.service import ListenerPolicy, Service
+
+BACKLOG = 1024
+_CLIENT_HELLO = b"\x16"
+_HELLO_SECONDS = 0.5
+_SWEEP_SECONDS = 1.0
+_CROWDED_IDLE_SECONDS = 10.0
+
+
+class BindError(Exception):
+    """A listener cannot have its address; the text says which one and what to do."""
+
+
+def bind(address: str, port: int, *, shared: bool = False) -> socket.socket:
+    """
+    Make a listening socket.
+
+    Args:
+        shared: Several processes listen on this address (SO_REUSEPORT).
+
+    Raises:
+        BindError: The address is taken, is not ours, or needs a privilege.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
+        sock.bind((address, port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        hint = {
+            errno.EADDRINUSE: "another program listens there: stop it, or choose another port",
+            errno.EACCES: "a port below 1024 needs a privilege: net.ipv4.ip_unprivileged_port_start, or another port",
+            errno.EADDRNOTAVAIL: "no network interface has this address",
+        }.get(error.errno or 0, "")
+        reason = f"{error.strerror or error}; {hint}" if hint else str(error.strerror or error)
+        raise BindError(f"cannot listen on {address}:{port}: {reason}") from None
+    return sock
+
+
+class Listeners:
+    """All listeners of a process, from start to stop."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._servers: list[asyncio.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._looking: set[asyncio.Task[None]] = set()
+
+    async def start(self, sockets: list[tuple[ListenerPolicy, socket.socket]]) -> None:
+        """Accept clients from now on."""
+        loop = asyncio.get_running_loop()
+        for policy, sock in sockets:
+            make = session_factory(self._service, policy)
+            if policy.tls == "auto":
+                self._tasks.append(loop.create_task(self._accept_looking(sock, make)))
+            else:
+                implicit = policy.tls == "implicit"
+                factory = _factory(make, implicit)
+                self._servers.append(await loop.create_server(factory, sock=sock, backlog=BACKLOG))
+        self._tasks.append(loop.create_task(self._watch()))
+
+    async def stop(self, delay_seconds: float, drain_seconds: float) -> None:
+        """
+        Stop: first only say so (``delay_seconds``, for load balancers to notice), then accept nobody, let what is in
+        flight finish, and cut off what has not finished in ``drain_seconds``.
+        """
+        if delay_seconds:
+            await asyncio.sleep(delay_seconds)
+        self._service.stopping = True
+        for server in self._servers:
+            server.close()
+        *accepting, watching = self._tasks
+        for task in accepting:
+            task.cancel()
+        for session in tuple(self._service.sessions):
+            session.drain()
+        until = monotonic() + drain_seconds
+        while (self._service.sessions or self._service.closing) and monotonic() < until:
+            await asyncio.sleep(0.02)
+        watching.cancel()
+        left = (*self._service.sessions, *self._service.closing)
+        if left:
+            self._service.log.warning("drain_cut_off", sessions=len(left), drain_seconds=drain_seconds)
+        for session in left:
+            session.abort()
+        await asyncio.gather(*self._tasks, *self._looking, return_exceptions=True)
+
+    async def _accept_looking(self, sock: socket.socket, make: Callable[[bool], Session]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                try:
+                    client, _ = await loop.sock_accept(sock)
+                except OSError as error:  # out of file descriptors, or a client that was gone at once
+                    self._service.log.warning("accept_failed", reason=str(error.strerror or error))
+                    await asyncio.sleep(0.1)
+                    continue
+                if len(self._looking) >= self._service.connections:
+                    client.close()
+                    self._service.metrics.session_refused("too_many_connections")
+                    continue
+                task = loop.create_task(self._look(client, make))
+                self._looking.add(task)
+                task.add_done_callback(self._looking.discard)
+        finally:
+            sock.close()
+
+    async def _look(self, client: socket.socket, make: Callable[[bool], Session]) -> None:
+        """See whether the client begins with TLS, and start its session accordingly."""
+        loop = asyncio.get_running_loop()
+        client.setblocking(False)
+        readable = loop.create_future()
+        loop.add_reader(client, lambda: readable.done() or readable.set_result(None))
+        try:
+            async with asyncio.timeout(_HELLO_SECONDS):
+                await readable
+        except TimeoutError:
+            pass
+        finally:
+            loop.remove_reader(client)
+        try:
+            implicit = readable.done() and client.recv(1, socket.MSG_PEEK) == _CLIENT_HELLO
+            await loop.connect_accepted_socket(_factory(make, implicit), client)
+        except OSError:
+            client.close()
+
+    async def _watch(self) -> None:
+        """Hold clients to their time limits; when there is no room left, those who only sit there go first."""
+        service = self._service
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = monotonic()
+            crowded = len(service.sessions) >= service.connections
+            for session in tuple(service.sessions):
+                if session.deadline < now or (crowded and session.idle_since < now - _CROWDED_IDLE_SECONDS):
+                    session.expire()
+            for session in tuple(service.closing):
+                if session.deadline < now:
+                    session.abort()
+
+
+def _factory(make: Callable[[bool], Session], implicit: bool) -> Callable[[], Session]:
+    return lambda: make(implicit)
