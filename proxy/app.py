@@ -7,22 +7,23 @@ wait for load balancers, accept nobody, let messages in flight finish, close the
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import os
 import resource
 import signal
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from proxy import __version__
 from proxy.inbound.auth import Credentials
 from proxy.inbound.listeners import Listeners, bind
 from proxy.inbound.service import ListenerPolicy, MessageLimits, Service
 from proxy.inbound.tls import Certificates
 from proxy.inbound.tokens import TokenStore
-from proxy.outbound.client import Connection, NextHop, UpstreamError
+from proxy.outbound.client import NextHop, UpstreamError
 from proxy.outbound.pool import Pool
 from proxy.outbound.relay import RelayRoute
 from proxy.problems import ProblemsError
@@ -42,24 +43,27 @@ class App:
     """
     The parts of one process, and their life.
 
+    Args:
+        sockets: Listening sockets, each with its settings.
+
     Raises:
         ProblemsError: Rule files, certificates or the token store are wrong.
     """
 
-    def __init__(self, settings: Settings, log: Log) -> None:
+    def __init__(self, settings: Settings, log: Log, sockets: Sequence[tuple[Listener, socket.socket]]) -> None:
         self.settings = settings
         self.log = log
         self.health = Health()
-        self.metrics = Metrics()
         self._rules = RuleBook(settings)
+        self._sockets = [(listener_policy(listener, sock), sock) for listener, sock in sockets]
+        providers = [file.provider for file in self._rules.engine.files]
+        self.metrics = Metrics(__version__, [policy.name for policy, _ in self._sockets], providers)
         self._certificates = Certificates(settings.tls, settings.data_dir, settings.hostname)
         self._tokens = TokenStore(settings.data_dir / TOKENS_FILE)
         relay = settings.relay
         hop = next_hop(relay, settings.hostname)
-        self._pool = Pool(
-            hop, relay.connections, relay.wait_seconds, relay.idle_seconds, _Watcher(self), self._learned
-        )
-        self._route = RelayRoute(hop, self._pool)
+        self._pool = Pool(hop, relay.connections, relay.wait_seconds, relay.idle_seconds, _Watcher(self))
+        self._route = RelayRoute(hop, self._pool, self.metrics.upstream_reply)
         self._service = Service(
             hostname=settings.hostname,
             engine=self._rules.engine,
@@ -75,13 +79,13 @@ class App:
         self._listeners = Listeners(self._service)
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, sockets: Iterable[tuple[Listener, socket.socket]]) -> None:
-        """Serve on these sockets."""
+    async def start(self) -> None:
+        """Take mail from now on."""
         self.metrics.rules_reload(True, self._rules.count)
-        self._note_certificate()
+        self.metrics.certificate_reload(True, self._not_after())
         if self.settings.relay.required_for_readiness:
             self.health.reasons[UPSTREAM] = "the next hop was not reached yet"
-        await self._listeners.start([(listener_policy(listener, sock), sock) for listener, sock in sockets])
+        await self._listeners.start(self._sockets)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._watch_files()), loop.create_task(self._watch_upstream())]
         self.health.started = True
@@ -102,7 +106,7 @@ class App:
         """What the parent of several workers asks each of them for."""
         return {
             "metrics": self.metrics.snapshot(),
-            "ready": self.health.ready,
+            "ready": not self.health.obstacles(),
             "reasons": dict(self.health.reasons),
             "started": self.health.started,
         }
@@ -124,8 +128,7 @@ class App:
                 self._tell("rules_reload_failed", error)
             try:
                 if self._certificates.reload():
-                    self.metrics.certificate_reload(True)
-                    self._note_certificate()
+                    self.metrics.certificate_reload(True, self._not_after())
                     self.log.info("certificate_reloaded")
             except ProblemsError as error:
                 self.metrics.certificate_reload(False)
@@ -144,21 +147,15 @@ class App:
             if first or required or self._pool.last_error is not None:
                 first = False
                 error = await self._pool.probe()
-                self.metrics.upstream_reachable(error is None)
                 if required and error is not None:
                     self.health.reasons[UPSTREAM] = f"the next hop cannot be reached: {error}"
                 elif error is None:
                     self.health.reasons.pop(UPSTREAM, None)
             await asyncio.sleep(_PROBE_SECONDS)
 
-    def _learned(self, connection: Connection) -> None:
-        self._route.learn(connection)
-        self.metrics.upstream_reachable(True)
-
-    def _note_certificate(self) -> None:
+    def _not_after(self) -> float:
         not_after = self._certificates.not_after
-        if not_after is not None:
-            self.metrics.certificate_not_after(not_after.timestamp())
+        return not_after.timestamp() if not_after is not None else 0.0
 
     def _tell(self, event: str, error: ProblemsError) -> None:
         for problem in error.problems:
@@ -258,23 +255,15 @@ def bind_all(settings: Settings) -> list[tuple[Listener, socket.socket]]:
     return [(listener, bind(listener.address, listener.port)) for listener in settings.listeners]
 
 
-async def serve(settings: Settings, log: Log, ready: Callable[[list[int], int], None] | None = None) -> int:
-    """
-    Serve in this process until SIGTERM or SIGINT.
-
-    Args:
-        ready: Called with the listeners' ports and the probes' port once mail is taken.
-
-    Returns:
-        The exit code.
-    """
+async def serve(settings: Settings, log: Log) -> int:
+    """Serve in this process until SIGTERM or SIGINT, and give the exit code."""
     from proxy.web.probes import Probes  # its HTTP library is not needed before mail can be taken
 
     raise_descriptor_limit(settings, log)
-    app = App(settings, log)
     sockets = bind_all(settings)
+    app = App(settings, log, sockets)
     stopping = stop_event()
-    await app.start(sockets)
+    await app.start()
 
     async def render() -> bytes:
         return app.metrics.render()
@@ -284,8 +273,6 @@ async def serve(settings: Settings, log: Log, ready: Callable[[list[int], int], 
     await probes.start()
     ports = [sock.getsockname()[1] for _, sock in sockets]
     tell_listening(log, settings, ports, probes.port)
-    if ready is not None:
-        ready(ports, probes.port)
     await stopping.wait()
     await app.stop()
     await probes.stop()
@@ -316,15 +303,11 @@ def stop_event() -> asyncio.Event:
     return event
 
 
-def run(main: Callable[[], Awaitable[int]]) -> int:
+def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run a coroutine function on the fastest loop there is (uvloop halves the CPU of a relayed message)."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:  # platforms without uvloop
-        from asyncio import new_event_loop
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ImportError):  # platforms without uvloop
+        from uvloop import new_event_loop as loop_factory
 
-    async def call() -> int:
-        return await main()
-
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(call())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(main())

@@ -7,8 +7,9 @@ Exit codes: 0 done, 1 a problem with settings, rules or the message, 2 wrong usa
 import asyncio
 import os
 import sys
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import click
 
@@ -53,7 +54,7 @@ def serve(config: Path | None) -> None:
     from proxy.record.log import Log
 
     settings = _checked(config)
-    log = Log(settings.log.level, settings.log.format, sys.stdout)
+    log = Log(settings.log.level, settings.log.format, _unbuffered_output())
     log.install()
     try:
         if settings.workers > 1:
@@ -79,7 +80,7 @@ def worker(config: Path | None) -> None:
     from proxy.record.log import Log
 
     settings = _checked(config, quiet=True)
-    log = Log(settings.log.level, settings.log.format, sys.stdout)
+    log = Log(settings.log.level, settings.log.format, _unbuffered_output())
     log.install()
     try:
         code = app.run(lambda: workers.work(settings, log))
@@ -120,11 +121,13 @@ def check_command(config: Path | None) -> None:
 @main.command()
 @_CONFIG
 @click.option("--explain", is_flag=True, help="Print what was set by which rule, and what was lost, instead.")
-@click.option("--recipient", "recipients", multiple=True, metavar="ADDRESS", help="Envelope recipient; may be repeated.")
+@click.option(
+    "--recipient", "recipients", multiple=True, metavar="ADDRESS", help="Envelope recipient; may be repeated."
+)
 @click.option("--provider", default="", help="Provider of the login or listener: its fields count first.")
 @click.argument("message", type=click.File("rb"), default="-", metavar="[FILE|-]")
 def translate(
-    config: Path | None, explain: bool, recipients: tuple[str, ...], provider: str, message: click.utils.LazyFile
+    config: Path | None, explain: bool, recipients: tuple[str, ...], provider: str, message: BinaryIO
 ) -> None:
     """
     Translate one message: FILE or standard input in, the message as it would be sent on out.
@@ -177,10 +180,12 @@ def token() -> None:
 @click.argument("name")
 def token_add(config: Path | None, name: str) -> None:
     """Issue a token to NAME and print it; it is shown this once and kept only as a hash."""
+    from proxy.inbound.tokens import TokenError
+
     store = _store(config)
     try:
         click.echo(store.add(name))
-    except ValueError as error:
+    except TokenError as error:
         _stop(str(error))
 
 
@@ -189,7 +194,7 @@ def token_add(config: Path | None, name: str) -> None:
 def token_list(config: Path | None) -> None:
     """List the names of those who have a token, and since when."""
     for issued in _store(config).list():
-        click.echo(f"{issued.name}\t{issued.created_at}")
+        click.echo(f"{issued.name}\t{issued.created_at.isoformat()}")
 
 
 @token.command("revoke")
@@ -197,10 +202,12 @@ def token_list(config: Path | None) -> None:
 @click.argument("name")
 def token_revoke(config: Path | None, name: str) -> None:
     """Take the token of NAME back; a running proxy notices within seconds."""
+    from proxy.inbound.tokens import TokenError
+
     store = _store(config)
     try:
         store.revoke(name)
-    except ValueError as error:
+    except TokenError as error:
         _stop(str(error))
     click.echo(f"revoked: {name}")
 
@@ -212,6 +219,10 @@ def _store(config: Path | None) -> "TokenStore":
         return TokenStore(_loaded(config).data_dir / TOKENS_FILE)
     except ProblemsError as error:
         _fail(error)
+
+
+def _unbuffered_output() -> FileIO:
+    return FileIO(sys.stdout.fileno(), "w", closefd=False)
 
 
 def _loaded(config: Path | None) -> Settings:

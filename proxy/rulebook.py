@@ -18,10 +18,11 @@ def shipped_rules() -> Path:
 def policy(rules: Rules) -> model.Policy:
     """Bring ``rules:`` of the settings into the form the engine wants."""
     when_absent = rules.when_absent
-    if when_absent == "platform":
+    defaults: dict[str, dict[str, bool]] | None = None  # each provider's own
+    if not isinstance(when_absent, str):
+        defaults = {provider: dict(table.items()) for provider, table in when_absent.items()}
+    elif when_absent == "platform":
         defaults = {}
-    else:
-        defaults = None if isinstance(when_absent, str) else when_absent
     actions = rules.actions
     return model.Policy(
         optional=frozenset(rules.optional),
@@ -130,7 +131,7 @@ def warnings(settings: Settings, engine: Engine) -> list[str]:
         off = [name for name, value in file.when_absent.items() if not value]
         if off:
             found.append(
-                f"rules.when_absent: platform: {file.title} left {', '.join(off)} off where an app said nothing, and the "
-                f"platform has them on; rules.when_absent: provider keeps what {file.title} did"
+                f"rules.when_absent: platform: {file.title} left {', '.join(off)} off where an app said nothing, and "
+                f"the platform has them on; rules.when_absent: provider keeps what {file.title} did"
             )
     return found

@@ -1,8 +1,8 @@
 """
 The demo's run: start sink and proxy, send, compare, tell where to look next.
 
-The proxy is this program's own ``serve`` in a process of its own, with a settings file as a user would write it; what is
-shown as "after" is what the sink's process received.
+The proxy is this program's own ``serve`` in a process of its own, with a settings file as a user would write it; what
+is shown as "after" is what the sink's process received.
 """
 
 import json
@@ -16,7 +16,7 @@ import time
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 
@@ -67,15 +67,12 @@ def _run(folder: Path, port: int, started: list[subprocess.Popen[str]]) -> int:
     received = folder / "received"
     received.mkdir()
     sink = _start(started, [sys.executable, "-m", "proxy.demo.sink", str(received)])
-    assert sink.stdout is not None
-    sink_port = int(_first_line(sink, sink.stdout, "the sink"))
+    sink_port = int(_first_line(sink, "the sink"))
     settings = folder / "demo.yaml"
     settings.write_text(_settings(port, sink_port), encoding="utf-8")
     log = folder / "proxy.log"
     with log.open("w", encoding="utf-8") as output:
-        proxy = _start(
-            started, [sys.executable, "-m", "proxy", "serve", "--config", str(settings)], output, output
-        )
+        proxy = _start(started, [sys.executable, "-m", "proxy", "serve", "--config", str(settings)], output, output)
     listening = _listening(proxy, log)
     port, probes = listening["listeners"][0]["port"], listening["probes"]["port"]
     click.echo(f"proxy on 127.0.0.1:{port}, sink on 127.0.0.1:{sink_port}\n")
@@ -114,24 +111,26 @@ def _start(
 ) -> subprocess.Popen[str]:
     # The demo's settings are its own: what the user has in the environment is for the real thing.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CMAIL_PROXY_")}
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, text=True, env=environ)
+    process = subprocess.Popen(  # noqa: S603 - this program's own modules
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, text=True, env=environ
+    )
     started.append(process)
     return process
 
 
-def _first_line(process: subprocess.Popen[str], output: IO[str], name: str) -> str:
-    line = output.readline()
+def _first_line(process: subprocess.Popen[str], name: str) -> str:
+    line = process.stdout.readline() if process.stdout else ""
     if not line:
         raise DemoError(f"{name} did not start (exit code {process.wait()})")
     return line
 
 
-def _listening(proxy: subprocess.Popen[str], log: Path) -> dict[str, dict[str, int]] | dict[str, list[dict[str, int]]]:
+def _listening(proxy: subprocess.Popen[str], log: Path) -> Any:
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
         for line in log.read_text("utf-8").splitlines():
             if '"listening"' in line:
-                return json.loads(line)  # type: ignore[no-any-return]
+                return json.loads(line)
         if proxy.poll() is not None:
             raise DemoError(f"the proxy did not start:\n{log.read_text('utf-8')}")
         time.sleep(0.05)

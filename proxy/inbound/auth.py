@@ -117,8 +117,8 @@ def decode_base64(text: bytes) -> bytes | None:
     Decode what a client sent after AUTH or a 334.
 
     Returns:
-        The octets; None for anything outside the alphabet (blanks too), wrong padding, or a lone ``=``, which stands for
-        an empty initial response and is for the caller to see.
+        The octets; None for anything outside the alphabet (blanks too) or wrong padding. A lone ``=``, which stands for
+        an empty initial response, is for the caller to see.
 
     Source: RFC 4648, 4; RFC 4954, 4.
     """

@@ -131,9 +131,7 @@ def mail(argument: str, limit_octets: int, *, smtputf8: bool) -> Envelope | Repl
         return NO_SMTPUTF8_HERE
     if not address.isascii() and utf8 is None:
         return NEEDS_SMTPUTF8
-    return Envelope(
-        address, eight_bit=body == "8BITMIME", smtputf8=utf8 is not None, size_octets=int(size)
-    )
+    return Envelope(address, eight_bit=body == "8BITMIME", smtputf8=utf8 is not None, size_octets=int(size))
 
 
 def recipient(argument: str, envelope: Envelope) -> str | Reply:

@@ -1,8 +1,8 @@
 """
 Listening sockets, the watch over time limits, and an orderly stop.
 
-A listener with ``tls: auto`` looks at a client's first octet before anything is said: a TLS handshake record begins with
-0x16 (RFC 8446, 5.1), and no SMTP client speaks before the greeting. The octet is only peeked at, so the TLS layer
+A listener with ``tls: auto`` looks at a client's first octet before anything is said: a TLS handshake record begins
+with 0x16 (RFC 8446, 5.1), and no SMTP client speaks before the greeting. The octet is only peeked at, so the TLS layer
 still finds it.
 """
 
@@ -12,8 +12,8 @@ import socket
 from collections.abc import Callable
 from time import monotonic
 
-from proxy.inbound.server import Session, session_factory
 from proxy.inbound.service import ListenerPolicy, Service
+from proxy.inbound.session import Session, session_factory
 
 BACKLOG = 1024
 _CLIENT_HELLO = b"\x16"
@@ -97,7 +97,8 @@ class Listeners:
         for session in tuple(self._service.sessions):
             session.drain()
         until = monotonic() + drain_seconds
-        while (self._service.sessions or self._service.closing) and monotonic() < until:
+        # Polled, because a session has many ends, and one that forgot to tell would hold up the stop.
+        while (self._service.sessions or self._service.closing) and monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         watching.cancel()
         left = (*self._service.sessions, *self._service.closing)
@@ -132,7 +133,7 @@ class Listeners:
         loop = asyncio.get_running_loop()
         client.setblocking(False)
         readable = loop.create_future()
-        loop.add_reader(client, lambda: readable.done() or readable.set_result(None))
+        loop.add_reader(client, _settle, readable)
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
                 await readable
@@ -159,6 +160,11 @@ class Listeners:
             for session in tuple(service.closing):
                 if session.deadline < now:
                     session.abort()
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _factory(make: Callable[[bool], Session], implicit: bool) -> Callable[[], Session]:

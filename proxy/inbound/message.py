@@ -55,7 +55,9 @@ class Submission:
     send_began: float = 0.0
 
 
-async def receive(service: Service, submission: Submission, transaction: Transaction, content: StreamedContent) -> Reply:
+async def receive(
+    service: Service, submission: Submission, transaction: Transaction, content: StreamedContent
+) -> Reply:
     """
     Take the message and answer its final dot.
 
@@ -105,7 +107,7 @@ async def _receive(
         submission.send_began = monotonic()
         sent = await transaction.send(_head_to_send(service, submission, data, section), content)
     except ContentRefusedError as refused:
-        metrics.message_refused("size" if refused.reply.code == 552 else "bare_newline")  # noqa: PLR2004
+        metrics.message_refused("size" if refused.reply.code == 552 else "bare_newline")
         return _refused(submission, refused.reply)
     return _judged(service, submission, sent)
 

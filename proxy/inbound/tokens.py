@@ -1,7 +1,7 @@
 """
 Tokens issued by ``cmail-proxy token add``: one file that only its owner reads, with digests and no tokens in it.
 
-The command line writes it while the server runs, so every change is made under a lock and seen as a whole or not at all.
+The command line writes it while the server runs, so changes are made under a lock and seen as a whole or not at all.
 
 Trust: who may write ``data_dir`` may send mail.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from attrs import field, frozen
 
@@ -32,7 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class TokenError(Exception):
+class TokenError(ValueError):
     """The operator asked for something that cannot be done; the text is for them."""
 
 
@@ -152,7 +153,7 @@ class TokenStore:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self._path.with_name(f"{self._path.name}.lock")):
-                # Not from memory: another process may have changed the file, and a damaged one must not be written over.
+                # Not from memory: another process may have changed the file, and a damaged one must not be lost.
                 content = self._read()
                 tokens = change(() if content is None else self._parse(content))
                 write_private(self._path, _encode(tokens))
@@ -178,31 +179,24 @@ class TokenStore:
             raise self._problem(f"no JSON: {error.msg}", line=error.lineno) from error
         except (UnicodeDecodeError, RecursionError) as error:
             raise self._problem("no JSON") from error
-        if not isinstance(document, dict) or not isinstance(document.get("tokens"), list):
-            raise self._problem("no list of tokens")
+        if not isinstance(document, dict):
+            raise self._problem("no mapping")
         if document.get("version") != VERSION:
-            found = f"version {document.get('version')!r}"
-            raise ProblemsError([Problem(str(self._path), 0, "version", found, f"version {VERSION}")])
-        return self._decode(document["tokens"])
-
-    def _decode(self, items: list[object]) -> tuple[IssuedToken, ...]:
-        tokens: list[IssuedToken] = []
+            raise self._problem(f"version {document.get('version')!r}", f"this program knows version {VERSION}")
+        if not isinstance(document.get("tokens"), list):
+            raise self._problem("no list of tokens")
+        tokens: dict[str, IssuedToken] = {}
         problems: list[Problem] = []
-        names: set[str] = set()
-        for index, item in enumerate(items):
+        for index, item in enumerate(document["tokens"]):
             token = _decode(item)
-            if token is None:
-                found = "an item that is damaged"
-            elif token.name in names:
-                found = f"a second token named {token.name!r}"
+            if token is None or token.name in tokens:
+                found = "an item that is damaged" if token is None else f"a second token named {token.name!r}"
+                problems.append(Problem(str(self._path), 0, f"tokens[{index}]", found, EXPECTED))
             else:
-                names.add(token.name)
-                tokens.append(token)
-                continue
-            problems.append(Problem(str(self._path), 0, f"tokens[{index}]", found, EXPECTED))
+                tokens[token.name] = token
         if problems:
             raise ProblemsError(problems)
-        return tuple(tokens)
+        return tuple(tokens.values())
 
     def _problem(self, found: str, hint: str = "", line: int = 0) -> ProblemsError:
         return ProblemsError([Problem(str(self._path), line, "", found, EXPECTED, hint)])
@@ -220,11 +214,11 @@ def _encode(tokens: tuple[IssuedToken, ...]) -> bytes:
     return (json.dumps({"version": VERSION, "tokens": items}, indent=2) + "\n").encode()
 
 
-def _decode(item: object) -> IssuedToken | None:
+def _decode(item: Any) -> IssuedToken | None:
     match item:
-        case {"name": str(name), "sha256": str(digest), "created_at": str(created_at)} if (
-            len(item) == 3 and _NAME.fullmatch(name) and _DIGEST.fullmatch(digest)
-        ):
+        case {"name": str(name), "sha256": str(digest), "created_at": str(created_at), **rest} if not rest:
+            if not _NAME.fullmatch(name) or not _DIGEST.fullmatch(digest):
+                return None
             try:
                 created = datetime.fromisoformat(created_at)
             except ValueError:

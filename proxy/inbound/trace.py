@@ -16,9 +16,7 @@ def _date(second: int) -> str:
     return formatdate(second, localtime=False, usegmt=False)
 
 
-def received(  # noqa: PLR0913 - these are the clauses of the field
-    *, client: str, address: str, hostname: str, protocol: str, message_id: str, at: float
-) -> bytes:
+def received(*, client: str, address: str, hostname: str, protocol: str, message_id: str, at: float) -> bytes:
     """
     Write the field.
 
@@ -30,9 +28,12 @@ def received(  # noqa: PLR0913 - these are the clauses of the field
     """
     name = _UNSAFE.sub("", client)[:100] or "unknown"
     literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
-    return (
-        f"Received: from {name} ({literal})\r\n\tby {hostname} with {protocol} id {message_id};\r\n\t{_date(int(at))}\r\n"
-    ).encode("ascii")
+    lines = (
+        f"Received: from {name} ({literal})",
+        f"\tby {hostname} with {protocol} id {message_id};",
+        f"\t{_date(int(at))}",
+    )
+    return "".join(f"{line}\r\n" for line in lines).encode("ascii")
 
 
 def protocol(*, extended: bool, tls: bool, authenticated: bool, smtputf8: bool) -> str:

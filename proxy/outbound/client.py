@@ -142,7 +142,8 @@ class Connection(asyncio.Protocol):
         _require(await self._stage("starttls", limit), 220, "starttls")
         if self._replies or self.lost:  # said before TLS, so it could be anybody's word (RFC 3207, 4.2)
             raise UpstreamError("starttls", self.lost or "octets behind the reply to STARTTLS")
-        assert self._transport is not None and hop.context is not None
+        if self._transport is None or hop.context is None:
+            raise UpstreamError("starttls", "no TLS context")
         try:
             async with asyncio.timeout(limit):
                 transport = await asyncio.get_running_loop().start_tls(

@@ -7,7 +7,6 @@ is the wait for one.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
@@ -40,7 +39,10 @@ class Pool:
         limit: Connections at most, those being opened included.
         wait_seconds: Longest wait for one when all are in use.
         idle_seconds: A connection at rest for longer is closed by :meth:`tidy`.
-        learned: Called with each new connection, whose EHLO may say something new.
+
+    Attributes:
+        extensions: What the next hop offered in the last EHLO; None before the first.
+        last_error: Why the last attempt to connect failed; None when it did not.
     """
 
     def __init__(
@@ -50,19 +52,18 @@ class Pool:
         wait_seconds: float,
         idle_seconds: float,
         watcher: PoolWatcher,
-        learned: Callable[[Connection], None],
     ) -> None:
         self._hop = hop
         self._limit = limit
         self._wait_seconds = wait_seconds
         self._idle_seconds = idle_seconds
         self._watcher = watcher
-        self._learned = learned
         self._idle: list[Connection] = []  # the last one given back is the first one taken: the rest may age and go
         self._busy = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.extensions: dict[str, str] | None = None
         self.last_error: UpstreamError | None = None
 
     async def take(self) -> Connection | Reply:
@@ -163,7 +164,7 @@ class Pool:
             raise
         self.last_error = None
         self._watcher.connection_opened(monotonic() - started)
-        self._learned(connection)
+        self.extensions = connection.extensions
         return connection
 
     async def _reset(self, connection: Connection) -> None:

@@ -9,6 +9,10 @@ ever sent again.
 Source: RFC 5321, 3.3 and 4.5.3.2; RFC 2920, 3.1 (MAIL and RCPT in one write, DATA on its own).
 """
 
+from collections.abc import Callable
+from time import monotonic
+from typing import Literal
+
 from proxy.mail.data_stage import END_OF_DATA
 from proxy.mail.envelope import Envelope
 from proxy.mail.reply import SERVICE_CLOSING, Reply
@@ -22,26 +26,29 @@ NO_EIGHT_BIT = Reply(554, "5.6.3", "The next hop does not take 8BITMIME")
 NO_SMTPUTF8 = Reply(550, "5.6.7", "The next hop does not take SMTPUTF8")
 
 
+Replied = Callable[[Literal["mail_rcpt", "data", "dot"], float], None]
+"""Told for each reply of the platform: to which command, and after how many seconds."""
+
+
 class RelayRoute:
     """The route; one for each process."""
 
-    def __init__(self, hop: NextHop, pool: Pool) -> None:
+    def __init__(self, hop: NextHop, pool: Pool, replied: Replied) -> None:
         self._hop = hop
         self._pool = pool
-        self._capabilities = Capabilities()
+        self._replied = replied
 
     @property
     def capabilities(self) -> Capabilities:
         """What the platform said in its last EHLO; before the first, what nearly every server can do."""
-        return self._capabilities
-
-    def learn(self, connection: Connection) -> None:
-        """Note what a new connection offers."""
-        size = connection.extensions.get("SIZE", "")
-        self._capabilities = Capabilities(
+        extensions = self._pool.extensions
+        if extensions is None:
+            return Capabilities()
+        size = extensions.get("SIZE", "")
+        return Capabilities(
             size_octets=int(size) if size.isdecimal() and len(size) < 20 else 0,
-            eight_bit="8BITMIME" in connection.extensions,
-            smtputf8="SMTPUTF8" in connection.extensions,
+            eight_bit="8BITMIME" in extensions,
+            smtputf8="SMTPUTF8" in extensions,
         )
 
     async def begin(self, envelope: Envelope) -> "RelayTransaction | Reply":
@@ -55,15 +62,16 @@ class RelayRoute:
         if envelope.smtputf8 and "SMTPUTF8" not in taken.extensions:
             self._pool.give_back(taken)
             return NO_SMTPUTF8
-        return RelayTransaction(self._pool, self._hop, taken, envelope)
+        return RelayTransaction(self._pool, self._hop, self._replied, taken, envelope)
 
 
 class RelayTransaction:
     """One mail transaction on a pooled connection."""
 
-    def __init__(self, pool: Pool, hop: NextHop, connection: Connection, envelope: Envelope) -> None:
+    def __init__(self, pool: Pool, hop: NextHop, replied: Replied, connection: Connection, envelope: Envelope) -> None:
         self._pool = pool
         self._hop = hop
+        self._replied = replied
         self._connection: Connection | None = connection
         self._fresh = connection.used == 0
         self._envelope = envelope
@@ -86,10 +94,13 @@ class RelayTransaction:
 
     async def _recipient(self, connection: Connection, address: str) -> Reply:
         limit = self._hop.reply_seconds
+        started = monotonic()
         command = f"RCPT TO:<{address}>\r\n".encode()
         if self._mail_sent:
             connection.write(command)
-            return self._passed_on(await connection.reply(limit))
+            reply = await connection.reply(limit)
+            self._replied("mail_rcpt", monotonic() - started)
+            return self._passed_on(reply)
         self._mail_sent = True
         mail = self._mail(connection)
         if connection.pipelining:
@@ -110,7 +121,9 @@ class RelayTransaction:
             return refused
         if not connection.pipelining:
             connection.write(command)
-        return self._passed_on(await connection.reply(limit))
+        reply = await connection.reply(limit)
+        self._replied("mail_rcpt", monotonic() - started)
+        return self._passed_on(reply)
 
     def _mail(self, connection: Connection) -> bytes:
         envelope = self._envelope
@@ -152,8 +165,10 @@ class RelayTransaction:
 
     async def _send(self, connection: Connection, head: bytes, content: Content) -> Sent:
         limit = self._hop.reply_seconds
+        started = monotonic()
         connection.write(b"DATA\r\n")
         reply = await connection.reply(limit)
+        self._replied("data", monotonic() - started)
         if not reply.intermediate:
             sent = self._sent(reply, final=False)
             self.abandon()
@@ -165,8 +180,11 @@ class RelayTransaction:
             if connection.answered:
                 return await self._refused_early(connection)
             chunk = await content.read()
+        started = monotonic()
         connection.write(chunk + END_OF_DATA)
-        return self._sent(await connection.reply(self._hop.final_reply_seconds), final=True)
+        reply = await connection.reply(self._hop.final_reply_seconds)
+        self._replied("dot", monotonic() - started)
+        return self._sent(reply, final=True)
 
     async def _refused_early(self, connection: Connection) -> Sent:
         reply = await connection.reply(0)

@@ -21,11 +21,9 @@ from proxy.translate.model import (
     GROUP,
     NATIVE,
     TARGETS,
-    TIMES,
     Action,
     LossRule,
     Policy,
-    Reading,
     Repeat,
     RuleFile,
     Selector,
@@ -39,7 +37,6 @@ from proxy.translate.values import Invalid, JsonValue
 _NATIVE_KEYS = {name.lower().encode(): name for name in NATIVE}
 _DKIM = b"dkim-signature"
 _DKIM_FIELDS = re.compile(rb"(?:^|;)\s*h\s*=([^;]*)")
-_ANGLE_ADDRESS = re.compile(r"<([^<>]*)>")
 _MAX_KNOWN_NAMES = 4096
 _MAX_NOTES = 50
 
@@ -248,7 +245,7 @@ class _Run:
                 if not outcome.invalid:
                     setting = Setting(target, outcome.value, outcome.provider, outcome.label, outcome.rule.where)
             elif target in defaults:
-                setting = Setting(target, _flag(defaults[target]), defaults_of, "", "when_absent")
+                setting = Setting(target, values.flag(defaults[target]), defaults_of, "", "when_absent")
             if setting is not None:
                 settings.append(setting)
                 replaced.update(empty)
@@ -307,7 +304,7 @@ class _Run:
             try:
                 for path, nodes in self.nodes(rule.selector, key, index):
                     label = rule.selector.label(key, path)
-                    value = _read(rule, _items(rule.selector, values.texts(nodes, rule.reading)))
+                    value = values.read(rule, values.items(rule.selector, values.texts(nodes, rule.reading)))
                     if value:
                         return _Outcome(provider, rule, index, label, value)
             except Invalid as problem:
@@ -345,7 +342,7 @@ class _Run:
     def holds(self, rule: LossRule, nodes: list[JsonValue]) -> bool:
         selector = rule.selector
         found = list(values.leaves(nodes))
-        words = _items(selector, [_word(leaf) for leaf in found if leaf is not None])
+        words = values.items(selector, [values.word(leaf) for leaf in found if leaf is not None])
         plain = not (selector.separator or selector.key or selector.skip_prefix)
         if rule.words and not any(values.switch_word(word) in rule.words for word in words):
             return False
@@ -358,9 +355,9 @@ class _Run:
         if rule.when is When.DISABLED:
             return any(values.switch_word(word) in values.FALSE_WORDS for word in words)
         if rule.when is When.OTHER_RECIPIENTS:
-            named = {_address(word) for word in words} - {""}
-            return bool(named) and named != {_address(recipient) for recipient in self.envelope.recipients}
-        return any(_is_set(leaf) for leaf in found) if plain else bool(words)
+            named = {values.bare_address(word) for word in words} - {""}
+            return bool(named) and named != {values.bare_address(recipient) for recipient in self.envelope.recipients}
+        return any(values.is_set(leaf) for leaf in found) if plain else bool(words)
 
     def lost(self, provider: str, label: str, loss_class: str, loses: str, where: str) -> None:
         action = self.engine.policy.action(provider, loss_class)
@@ -470,50 +467,3 @@ class _Run:
         remark = Remark(kind, provider, source, text, where)
         if len(self.remarks) < _MAX_NOTES and remark not in self.remarks:
             self.remarks.append(remark)
-
-
-def _read(rule: TranslateRule, words: list[str]) -> str:
-    """Read the words a rule selected: its value as text, or empty where they decide nothing; raises Invalid."""
-    if rule.reading is Reading.ALLOW_LIST:
-        return _flag(values.read_allow_list(words, rule))
-    for word in words:
-        if rule.reading is Reading.TEXT:
-            name = values.clean_name(word)
-            if name:
-                return name
-        elif rule.reading in TIMES:
-            return values.read_time(word, rule.reading).isoformat()
-        elif (flag := values.read_switch(word, rule)) is not None:
-            return _flag(flag)
-    return ""
-
-
-def _items(selector: Selector, texts: list[str]) -> list[str]:
-    """Apply ``list``, ``key`` and ``skip_prefix``; blanks around items go, empty items too."""
-    if selector.separator:
-        texts = [part for text in texts for part in text.split(selector.separator)]
-    items = [item for text in texts if (item := text.strip(" \t\r\n"))]
-    if selector.key:
-        pairs = (item.partition("=") for item in items)
-        items = [value.strip() for key, _, value in pairs if key.strip().lower() == selector.key and value.strip()]
-    if selector.skip_prefix:
-        items = [item for item in items if not item.startswith(selector.skip_prefix)]
-    return items
-
-
-def _flag(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _word(leaf: JsonValue) -> str:
-    return _flag(leaf) if isinstance(leaf, bool) else str(leaf)
-
-
-def _is_set(leaf: JsonValue) -> bool:
-    return bool(leaf.strip()) if isinstance(leaf, str) else bool(leaf)
-
-
-def _address(text: str) -> str:
-    """The bare address of a mailbox, for comparison."""
-    found = _ANGLE_ADDRESS.search(text)
-    return (found[1] if found else text).strip().lower()

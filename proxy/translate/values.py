@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import TypeAlias
 
 from proxy.mail import encoded_words
-from proxy.translate.model import Reading, TranslateRule
+from proxy.translate.model import TIMES, Reading, Selector, TranslateRule
 
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 
@@ -24,6 +24,7 @@ MAX_JSON_NODES = 20_000
 MAX_BLANK_FREE_OCTETS = 900
 _LINE_OCTETS = 900
 _QUOTES = " \t\"'"
+_ANGLE_ADDRESS = re.compile(r"<([^<>]*)>")
 _BLANKS = re.compile(r"[ \t\r\n\u00a0]+")
 
 
@@ -221,3 +222,53 @@ def write_name(field_name: str, name: str) -> tuple[bytes, bool]:
             lines.append(word)
     cut = any(len(word) > MAX_BLANK_FREE_OCTETS for word in words)
     return head + "\r\n ".join(lines).encode("ascii") + b"\r\n", cut
+
+
+def items(selector: Selector, texts: list[str]) -> list[str]:
+    """Apply ``list``, ``key`` and ``skip_prefix``; blanks around items go, empty items too."""
+    if selector.separator:
+        texts = [part for text in texts for part in text.split(selector.separator)]
+    found = [item for text in texts if (item := text.strip(" \t\r\n"))]
+    if selector.key:
+        pairs = (item.partition("=") for item in found)
+        found = [value.strip() for key, _, value in pairs if key.strip().lower() == selector.key and value.strip()]
+    if selector.skip_prefix:
+        found = [item for item in found if not item.startswith(selector.skip_prefix)]
+    return found
+
+
+def read(rule: TranslateRule, words: list[str]) -> str:
+    """Read the words a rule selected: its value as text, or empty where they decide nothing; raises Invalid."""
+    if rule.reading is Reading.ALLOW_LIST:
+        return flag(read_allow_list(words, rule))
+    for word in words:
+        if rule.reading is Reading.TEXT:
+            name = clean_name(word)
+            if name:
+                return name
+        elif rule.reading in TIMES:
+            return read_time(word, rule.reading).isoformat()
+        elif (on := read_switch(word, rule)) is not None:
+            return flag(on)
+    return ""
+
+
+def flag(value: bool) -> str:
+    """Write a switch as the platform wants it."""
+    return "true" if value else "false"
+
+
+def word(leaf: JsonValue) -> str:
+    """Write a leaf as a header field would have it."""
+    return flag(leaf) if isinstance(leaf, bool) else str(leaf)
+
+
+def is_set(leaf: JsonValue) -> bool:
+    """Tell whether a leaf is more than null, false, 0 or empty."""
+    return bool(leaf.strip()) if isinstance(leaf, str) else bool(leaf)
+
+
+def bare_address(text: str) -> str:
+    """The bare address of a mailbox, for comparison."""
+    found = _ANGLE_ADDRESS.search(text)
+    return (found[1] if found else text).strip().lower()
