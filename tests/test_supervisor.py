@@ -1,7 +1,6 @@
 """Several workers for one port: real processes, real sockets, real signals."""
 
 import asyncio
-import contextlib
 import http.client
 import json
 import os
@@ -123,10 +122,11 @@ class Client:
         self.socket.sendall(b"line\n")
         assert self.file.readline() == b"counted\n"
 
-    def close(self) -> None:
+    def close(self) -> "Client":
         """Go away."""
         self.file.close()
         self.socket.close()
+        return self
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_sigint_ends_and_sighup_does_not(parents: Callable[..., Parent]) -> None
     """SIGHUP changes nothing; SIGINT ends the program as SIGTERM does."""
     parent = parents(1).ready()
     parent.process.send_signal(signal.SIGHUP)
-    assert Client(parent.port).worker == 1
+    assert Client(parent.port).close().worker == 1
     parent.process.send_signal(signal.SIGINT)
     assert parent.process.wait(WAIT_SECONDS) == 0
     assert parent.event("supervisor_stopping")["reason"] == "SIGINT"
@@ -245,7 +245,7 @@ def test_connections_go_to_the_other_worker_while_one_is_down(parents: Callable[
     parent.event("worker_died", worker=1)
     assert parent.get("/readyz") == (503, "worker 1: not running\n")
     assert parent.get("/livez") == (200, "live\n")
-    assert {Client(parent.port).worker for _ in range(30)} == {2}
+    assert {Client(parent.port).close().worker for _ in range(30)} == {2}
     assert parent.end() == 0
 
 
@@ -272,7 +272,7 @@ def test_not_ready_worker_makes_the_whole_not_ready(parents: Callable[..., Paren
 def test_deaf_worker_is_killed_after_its_time(parents: Callable[..., Parent]) -> None:
     """A worker that does not stop within its limit and some grace is killed, and the exit code is 1."""
     parent = parents(1, "deaf", stop_seconds=0.3, patience={"grace_seconds": 0.2}).ready()
-    pid = Client(parent.port).pid
+    pid = Client(parent.port).close().pid
     assert parent.end() == 1
     killed = parent.event("worker_killed")
     assert (killed["pid"], killed["after_seconds"]) == (pid, 0.5)
@@ -342,9 +342,7 @@ async def test_channel_answers_in_order_and_tells_that_the_parent_is_gone() -> N
         gone.set()
 
     health = Health(started=True, reasons={"upstream": "no connection"})
-    channel = WorkerChannel(
-        theirs.detach(), health, lambda: [["name", "help", "counter", []]], lambda: gone.append(True)
-    )
+    channel = WorkerChannel(theirs.detach(), health, lambda: [["name", "help", "counter", []]], parent_gone)
     await channel.start()
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     writer.write(b'{"id": 1, "ask": "health"}\n{"id": 2, "ask": "snap')

@@ -5,7 +5,8 @@ Source: RFC 5321, 4.4 and 4.1.1.1; RFC 3848 and RFC 6531, 4.3 (the ``with`` type
 """
 
 import re
-from email.utils import formatdate
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from functools import lru_cache
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
@@ -13,7 +14,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
 
 @lru_cache(maxsize=2)
 def _date(second: int) -> str:
-    return formatdate(second, localtime=False, usegmt=False)
+    return format_datetime(datetime.fromtimestamp(second, UTC))
 
 
 def received(*, client: str, address: str, hostname: str, protocol: str, message_id: str, at: float) -> bytes:

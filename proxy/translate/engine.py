@@ -314,20 +314,21 @@ class _Run:
     # What cannot be expressed
 
     def lose(self) -> None:
-        """Find what is really in use and has no counterpart; each rule speaks once for a message."""
+        """Find what is really in use and has no counterpart; each place is told once."""
         recipients = len(self.envelope.recipients)
-        spoken: set[LossRule] = set()
+        told: set[str] = set()
         for key, interest in self.interests.items():
             for provider, rule, name in interest.losses:
-                if recipients < rule.min_recipients or rule in spoken:
+                if recipients < rule.min_recipients:
                     continue
-                path = self.place_in_use(rule, key)
-                if path is not None:
-                    spoken.add(rule)
-                    self.lost(provider, rule.selector.label(name, path), rule.loss_class, rule.loses, rule.where)
+                for path in self.places_in_use(rule, key):
+                    label = rule.selector.label(name, path)
+                    if (fact := f"{label} {rule.where}") not in told:
+                        told.add(fact)
+                        self.lost(provider, label, rule.loss_class, rule.loses, rule.where)
 
-    def place_in_use(self, rule: LossRule, key: bytes) -> tuple[str, ...] | None:
-        """The path at which the conditions hold (empty for the whole value), or None."""
+    def places_in_use(self, rule: LossRule, key: bytes) -> Iterator[tuple[str, ...]]:
+        """The paths at which the conditions hold (empty for the whole value)."""
         for index in self.found[key]:
             try:
                 places = self.nodes(rule.selector, key, index)
@@ -336,13 +337,16 @@ class _Run:
                 places = [] if rule.selector.paths else [((), [self.text(index)])]
             for path, nodes in places:
                 if self.holds(rule, nodes):
-                    return path
-        return None
+                    yield path
 
     def holds(self, rule: LossRule, nodes: list[JsonValue]) -> bool:
         selector = rule.selector
         found = list(values.leaves(nodes))
-        words = values.items(selector, [values.word(leaf) for leaf in found if leaf is not None])
+        written = [values.word(leaf) for leaf in found if leaf is not None]
+        try:
+            words = values.items(selector, written)
+        except Invalid:
+            words = written  # malformed, yet in use
         plain = not (selector.separator or selector.key or selector.skip_prefix)
         if rule.words and not any(values.switch_word(word) in rule.words for word in words):
             return False

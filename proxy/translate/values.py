@@ -225,13 +225,21 @@ def write_name(field_name: str, name: str) -> tuple[bytes, bool]:
 
 
 def items(selector: Selector, texts: list[str]) -> list[str]:
-    """Apply ``list``, ``key`` and ``skip_prefix``; blanks around items go, empty items too."""
+    """
+    Apply ``list``, ``key`` and ``skip_prefix``; blanks around items go, empty items too.
+
+    Raises:
+        Invalid: The key stands there without ``=``.
+    """
     if selector.separator:
         texts = [part for text in texts for part in text.split(selector.separator)]
     found = [item for text in texts if (item := text.strip(" \t\r\n"))]
     if selector.key:
-        pairs = (item.partition("=") for item in found)
-        found = [value.strip() for key, _, value in pairs if key.strip().lower() == selector.key and value.strip()]
+        pairs = [item.partition("=") for item in found]
+        named = [(equals, value.strip()) for key, equals, value in pairs if key.strip().lower() == selector.key]
+        if not all(equals for equals, _ in named):
+            raise Invalid("a key without a value")
+        found = [value for _, value in named if value]
     if selector.skip_prefix:
         found = [item for item in found if not item.startswith(selector.skip_prefix)]
     return found
