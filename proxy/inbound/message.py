@@ -95,8 +95,9 @@ async def _receive(
         submission.translation = translation
         metrics.translation(translation)
         if translation.action is Action.REFUSE:
-            metrics.message_refused("untranslatable")
-            return _refused(submission, Reply(554, "5.6.0", f"{translation.reason} (not translatable, not sent)"))
+            refused = any(loss.action is Action.REFUSE for loss in translation.losses)
+            metrics.message_refused("untranslatable" if refused else "invalid_value")
+            return _refused(submission, Reply(554, "5.6.0", f"{translation.reason}; not sent"))
         if translation.action is Action.DISCARD:
             metrics.message_discarded("test_mode")
             submission.outcome = "discarded"

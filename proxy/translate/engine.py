@@ -289,7 +289,7 @@ class _Run:
                     self.remark("invalid_value", name, outcome.label, text, outcome.rule.where)
                 refuse = outcome.rule.refuse_invalid
                 if self.engine.policy.refuse_invalid if refuse is None else refuse:
-                    self.refusals.append((Action.REFUSE, f"{outcome.label}: {outcome.invalid}"))
+                    self.refusals.append((Action.REFUSE, f"{outcome.label} cannot be read: {outcome.invalid}"))
             elif target == DELIVER_AT and not self.engine.deliver_later:
                 rule = outcome.rule
                 self.lost(name, outcome.label, rule.loss_class, rule.loses, rule.where)
@@ -367,8 +367,10 @@ class _Run:
         action = self.engine.policy.action(provider, loss_class)
         if len(self.losses) < _MAX_NOTES:
             self.losses.append(Loss(provider, label, loss_class, action, loses, where))
-        if action in (Action.REFUSE, Action.DISCARD):
-            self.refusals.append((action, f"{label}: {loses}"))
+        if action is Action.REFUSE:
+            self.refusals.append((action, f"{label} has no counterpart here (lost: {loses})"))
+        elif action is Action.DISCARD:
+            self.refusals.append((action, f"{label} ({loses})"))
 
     def decision(self) -> tuple[Action, str]:
         if self.refusals:
