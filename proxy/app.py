@@ -19,10 +19,11 @@ from typing import Any
 
 from proxy import __version__
 from proxy.inbound.auth import Credentials
-from proxy.inbound.listeners import Listeners, bind
+from proxy.inbound.listeners import Listeners
 from proxy.inbound.service import ListenerPolicy, MessageLimits, Service
 from proxy.inbound.tls import Certificates
 from proxy.inbound.tokens import TokenStore
+from proxy.listening import BindError, bind
 from proxy.outbound.client import NextHop, UpstreamError
 from proxy.outbound.pool import Pool
 from proxy.outbound.relay import RelayRoute
@@ -101,15 +102,6 @@ class App:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._pool.close()
         self.log.info("stopped")
-
-    def snapshot(self) -> dict[str, Any]:
-        """What the parent of several workers asks each of them for."""
-        return {
-            "metrics": self.metrics.snapshot(),
-            "ready": not self.health.obstacles(),
-            "reasons": dict(self.health.reasons),
-            "started": self.health.started,
-        }
 
     # Background work
 
@@ -251,8 +243,17 @@ def raise_descriptor_limit(settings: Settings, log: Log) -> None:
 
 
 def bind_all(settings: Settings) -> list[tuple[Listener, socket.socket]]:
-    """Bind every listener; raises BindError."""
-    return [(listener, bind(listener.address, listener.port)) for listener in settings.listeners]
+    """Bind every listener; raises BindError that names all that cannot be had."""
+    bound: list[tuple[Listener, socket.socket]] = []
+    problems: list[str] = []
+    for listener in settings.listeners:
+        try:
+            bound.append((listener, bind(listener.address, listener.port)))
+        except BindError as error:
+            problems.append(str(error))
+    if problems:
+        raise BindError("\n".join(problems))
+    return bound
 
 
 async def serve(settings: Settings, log: Log) -> int:

@@ -50,7 +50,7 @@ def serve(config: Path | None) -> None:
     they change; a change of the settings file needs a restart.
     """
     from proxy import app
-    from proxy.inbound.listeners import BindError
+    from proxy.listening import BindError
     from proxy.record.log import Log
 
     settings = _checked(config)
@@ -78,12 +78,16 @@ def worker(config: Path | None) -> None:
     """Serve as one of several workers; started by `serve`, on sockets it was handed."""
     from proxy import app, workers
     from proxy.record.log import Log
+    from proxy.supervisor import WorkerPlace
 
+    place = WorkerPlace.take(os.environ)
+    if place is None:
+        raise click.UsageError("this command is for `cmail-proxy serve` to start; set workers in the settings")
     settings = _checked(config, quiet=True)
     log = Log(settings.log.level, settings.log.format, _unbuffered_output())
     log.install()
     try:
-        code = app.run(lambda: workers.work(settings, log))
+        code = app.run(lambda: workers.work(settings, log, place))
     except ProblemsError as error:
         log.flush()
         _fail(error)

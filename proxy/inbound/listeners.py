@@ -7,56 +7,18 @@ still finds it.
 """
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable
 from time import monotonic
 
 from proxy.inbound.service import ListenerPolicy, Service
 from proxy.inbound.session import Session, session_factory
+from proxy.listening import BACKLOG
 
-BACKLOG = 1024
 _CLIENT_HELLO = b"\x16"
 _HELLO_SECONDS = 0.5
 _SWEEP_SECONDS = 1.0
 _CROWDED_IDLE_SECONDS = 10.0
-
-
-class BindError(Exception):
-    """A listener cannot have its address; the text says which one and what to do."""
-
-
-def bind(address: str, port: int, *, shared: bool = False) -> socket.socket:
-    """
-    Make a listening socket.
-
-    Args:
-        shared: Several processes listen on this address (SO_REUSEPORT).
-
-    Raises:
-        BindError: The address is taken, is not ours, or needs a privilege.
-    """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
-        sock.bind((address, port))
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        hint = {
-            errno.EADDRINUSE: "another program listens there: stop it, or choose another port",
-            errno.EACCES: "a port below 1024 needs a privilege: net.ipv4.ip_unprivileged_port_start, or another port",
-            errno.EADDRNOTAVAIL: "no network interface has this address",
-        }.get(error.errno or 0, "")
-        reason = f"{error.strerror or error}; {hint}" if hint else str(error.strerror or error)
-        raise BindError(f"cannot listen on {address}:{port}: {reason}") from None
-    return sock
 
 
 class Listeners:
@@ -74,6 +36,7 @@ class Listeners:
         for policy, sock in sockets:
             make = session_factory(self._service, policy)
             if policy.tls == "auto":
+                sock.listen(BACKLOG)
                 self._tasks.append(loop.create_task(self._accept_looking(sock, make)))
             else:
                 implicit = policy.tls == "implicit"

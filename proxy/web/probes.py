@@ -5,6 +5,7 @@ Trust: anybody who can connect; nothing is read from a request but its method an
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,7 @@ class Probes:
         self._http = web.Server(
             self._answer,
             access_log=None,
+            logger=_logger(),
             keepalive_timeout=self._idle_seconds,
             lingering_time=1.0,
             max_line_size=_MAX_LINE_OCTETS,
@@ -95,6 +97,16 @@ class Probes:
         if request.path == "/startupz":
             return _verdict("started", [] if self._health.started else ["not started yet"])
         return _verdict("live", [])  # who can say so is alive: the event loop turns
+
+
+def _logger() -> logging.Logger:
+    """Make a logger for errors of ours; requests that are no HTTP are none, and anybody could fill a log with them."""
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    logger = logging.Logger(__name__)
+    logger.parent = logging.getLogger()
+    logger.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+    return logger
 
 
 def _verdict(good: str, obstacles: list[str]) -> "web.Response":

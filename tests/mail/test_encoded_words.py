@@ -34,7 +34,7 @@ def by_the_old_helper(value: str) -> str:
         (b"=?gb2312?b?xOO6ww==?=", "\u4f60\u597d"),
         (b"=?shift_jis?b?k/qWew==?=", "\u65e5\u672c"),
         (b"=?iso-2022-jp?b?GyRCRnxLXBsoQg==?=", "\u65e5\u672c"),
-        (b"=?ks_c_5601-1987?b?x9Gxuw==?=", "\ud55c\uad6d"),
+        (b"=?ks_c_5601-1987?b?x9GxuQ==?=", "\ud55c\uad6d"),
         (b"=?utf-8*en-GB?q?colour?=", "colour"),
         # Neighbours: blanks between two words vanish, between word and text they stay.
         (b"=?utf-8?q?a?= =?utf-8?q?b?=", "ab"),
@@ -55,7 +55,6 @@ def by_the_old_helper(value: str) -> str:
         (b"\xff =?utf-8?q?a?=", "\u00ff a"),
         # Odd, and lawful or harmless.
         (b"=?utf-8?q??=", ""),
-        (b"=?utf-8?b?Y2Fm?w6k?=", "caf\u00e9"),
         (b"=?utf-8?q?what?now?=", "what?now"),
         (b"=?utf-8?q?a b?=", "a b"),
         (b"=?utf-8?q?100=?=", "100="),
@@ -73,11 +72,13 @@ def test_decode_of_what_clients_write_gives_the_text(value: bytes, text: str) ->
     assert decode(value) == text
 
 
-@pytest.mark.parametrize(
-    "charset",
-    ["idna", "punycode", "zlib", "bz2", "hex", "rot13", "uu", "undefined", "unicode_escape", "raw_unicode_escape"]
-    + ["utf-7", "utf_8", "unknown-8bit", "x-none", "mbcs", "." * 40, "base64"],
+NEVER = (
+    *("idna", "punycode", "zlib", "bz2", "hex", "rot13", "uu", "undefined", "unicode_escape", "raw_unicode_escape"),
+    *("utf-7", "utf_8", "unknown-8bit", "x-none", "mbcs", "base64", "." * 40),
 )
+
+
+@pytest.mark.parametrize("charset", NEVER)
 @pytest.mark.parametrize("encoded", ["q?a=2B", "b?YQ=="])
 def test_decode_leaves_a_word_of_an_unknown_charset_as_written(charset: str, encoded: str) -> None:
     """Names from the wire never reach Python's codec registry, where quadratic and non-text codecs wait."""
@@ -90,6 +91,7 @@ def test_decode_leaves_a_word_of_an_unknown_charset_as_written(charset: str, enc
     "word",
     [
         "=?utf-8?b?Y?=",
+        "=?utf-8?b?Y2Fm?w6k?=",
         "=?utf-8?x?a?=",
         "=?utf-8?q?a",
         "=?utf-8?q?a=",
@@ -108,11 +110,11 @@ def test_decode_leaves_a_broken_word_as_written(word: str) -> None:
 
 
 @pytest.mark.timeout(15)
-@pytest.mark.parametrize("piece", [b"=?a?q?x", b"=?a?q?x?y ", b"=?utf-8?b?YQ", b"=?", b"=?utf-8?q?a?= =?", b"?==?"])
+@pytest.mark.parametrize("piece", [b"=?a?q?x", b"=?a?q?x?y ", b"=?utf-8?b?YQ", b"=?utf-8", b"=?", b"?="])
 def test_decode_of_many_unfinished_words_ends(piece: bytes) -> None:
     """The work grows with the length of the value, not with its square: a sender cannot stall the process."""
     value = piece * (200_000 // len(piece))
-    assert decode(value).count("=?") <= value.count(b"=?")
+    assert decode(value) == value.decode()
 
 
 CHARSETS = ["utf-8", "iso-8859-1", "iso-8859-15", "windows-1252", "koi8-r", "euc-jp", "big5", "us-ascii"]

@@ -51,7 +51,7 @@ def logged(format: str = "json", **fields: object) -> str:
 
 def read(**fields: object) -> dict[str, Any]:
     """Write one JSON line, and read it."""
-    found: dict[str, Any] = json.loads(logged(**fields))
+    found: dict[str, Any] = json.loads(logged("json", **fields))
     return found
 
 
@@ -105,7 +105,9 @@ def test_json_values_come_back_as_they_were() -> None:
 def test_any_values_make_one_line(fields: dict[str, object]) -> None:
     """Whatever the values are, there is one line, printable and, as JSON, lawful."""
     json.loads(logged(deep=fields), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    assert logged("text", deep=fields, **{f"f{i}": value for i, value in enumerate(fields.values())}).isprintable()
+    assert logged("text", deep=fields).isprintable()
+    for value in fields.values():
+        assert logged("text", value=value).isprintable()
 
 
 @pytest.mark.parametrize("format", ["json", "text"])
@@ -129,13 +131,13 @@ def test_values_that_read_as_text_are_written_as_that() -> None:
     """Replies, paths, enumerations, times and sets need no conversion by the caller."""
     found = read(
         reply=Reply(250, "2.0.0", "OK"),
-        path=Path("/tmp/x"),
+        path=Path("/srv/x"),
         color=Color.RED,
         day=datetime.date(2026, 1, 2),
         names={"a"},
     )
     values = [found[name] for name in ("reply", "path", "color", "day", "names")]
-    assert values == ["250 2.0.0 OK", "/tmp/x", "red", "2026-01-02", ["a"]]
+    assert values == ["250 2.0.0 OK", "/srv/x", "red", "2026-01-02", ["a"]]
 
 
 def test_exceptions_are_written_with_their_traceback() -> None:
@@ -155,17 +157,18 @@ def test_exceptions_are_written_with_their_traceback() -> None:
 
 @pytest.mark.parametrize("format", ["json", "text"])
 def test_long_values_are_cut(format: str) -> None:
-    """No text is longer than 2,000 characters, no list longer than 100 items, and no nesting deeper than a few levels."""
+    """Texts end after 2,000 characters, lists after 100 items, and nesting after a few levels."""
     deep: list[object] = []
     for _ in range(5000):
         deep = [deep]
-    line = logged(format, text="ä" * 5000, exact="b" * 2000, items=list(range(1000)), deep=deep, huge=10**5000)
-    assert "ä" * 2000 not in json.loads(f'"{line}"' if format == "text" and '"' not in line else json.dumps(line))
+    line = logged(format, text="x" * 5000, exact="b" * 2000, items=list(range(1000)), deep=deep, huge=10**5000)
+    assert "x" * 1999 in line
+    assert "x" * 2000 not in line
     assert "b" * 2000 in line
     assert "99" in line
     assert "900 more" in line
     assert "(16610 bits)" in line
-    assert len(line) < 20_000
+    assert len(line) < 5000
 
 
 def test_cut_text_has_2000_characters_and_says_so() -> None:
@@ -205,10 +208,10 @@ def test_lines_below_the_level_are_not_written(level: str, written: list[str]) -
     assert [json.loads(line)["level"] for line in stream.getvalue().splitlines()] == written
 
 
-class Pickyness:
+class PickyStream:
     """A stream that does what a script says: takes so many octets, or raises."""
 
-    def __init__(self, *script: int | None | Exception) -> None:
+    def __init__(self, *script: int | Exception | None) -> None:
         self.script = list(script)
         self.writes: list[bytes] = []
 
@@ -237,7 +240,7 @@ class Pickyness:
 )
 def test_stream_that_refuses_costs_lines_and_says_how_many(refusal: Exception | None) -> None:
     """Lines that nobody takes are dropped, and the first line that is taken is preceded by their number."""
-    stream = Pickyness(refusal, refusal)
+    stream = PickyStream(refusal, refusal)
     log = Log("info", "json", stream)
     for number in range(4):
         log.info("tested", number=number)
@@ -249,7 +252,7 @@ def test_stream_that_refuses_costs_lines_and_says_how_many(refusal: Exception | 
 
 def test_line_taken_in_parts_stays_whole() -> None:
     """What a stream took half of is completed before anything else is written."""
-    stream = Pickyness(10, None, 5, None)
+    stream = PickyStream(10, None, 5, None)
     log = Log("info", "json", stream)
     log.info("tested", number=0)
     log.info("tested", number=1)
@@ -293,7 +296,7 @@ def test_closed_reader_does_not_stop_the_process() -> None:
 
 async def test_lines_of_one_turn_of_the_loop_are_one_write() -> None:
     """In an event loop lines wait for the end of its turn, and go out together and in order."""
-    stream = Pickyness()
+    stream = PickyStream()
     log = Log("info", "json", stream)
     log.info("tested", number=0)
     log.info("tested", number=1)
@@ -305,7 +308,7 @@ async def test_lines_of_one_turn_of_the_loop_are_one_write() -> None:
 
 async def test_flush_writes_what_is_waiting() -> None:
     """Nothing waits after a flush."""
-    stream = Pickyness()
+    stream = PickyStream()
     log = Log("info", "json", stream)
     log.info("tested")
     log.flush()
@@ -316,7 +319,7 @@ async def test_flush_writes_what_is_waiting() -> None:
 
 def test_line_outside_of_a_loop_is_written_at_once_with_those_a_loop_left() -> None:
     """A loop that ended before its turn came costs no line."""
-    stream = Pickyness()
+    stream = PickyStream()
     log = Log("info", "json", stream)
     loop = asyncio.new_event_loop()
 
@@ -333,7 +336,7 @@ def test_line_outside_of_a_loop_is_written_at_once_with_those_a_loop_left() -> N
 
 async def test_many_lines_are_written_in_pieces_that_a_pipe_takes_whole() -> None:
     """No write is longer than what a pipe takes as a whole, unless a single line is, and each ends with a line."""
-    stream = Pickyness()
+    stream = PickyStream()
     log = Log("info", "json", stream)
     for number in range(100):
         log.info("tested", number=number, text="x" * 300)
@@ -347,11 +350,14 @@ async def test_many_lines_are_written_in_pieces_that_a_pipe_takes_whole() -> Non
 
 async def test_lines_of_other_threads_are_all_written() -> None:
     """Threads may log while the loop does, and no line is lost."""
-    stream = Pickyness()
+    stream = PickyStream()
     log = Log("info", "json", stream)
-    threads = [
-        threading.Thread(target=lambda: [log.info("tested", number=number) for number in range(500)]) for _ in range(3)
-    ]
+
+    def tell() -> None:
+        for number in range(500):
+            log.info("tested", number=number)
+
+    threads = [threading.Thread(target=tell) for _ in range(3)]
     for thread in threads:
         thread.start()
     for number in range(500):

@@ -1,0 +1,50 @@
+"""``workers`` above 1: the parent that only watches, and what each worker runs."""
+
+import os
+import sys
+from pathlib import Path
+
+from proxy import app
+from proxy.record.log import Log
+from proxy.settings import Settings
+from proxy.supervisor import Crew, WorkerChannel, WorkerPlace, supervise
+
+
+async def serve(settings: Settings, log: Log, config: Path | None) -> int:
+    """
+    Run the workers until SIGTERM or SIGINT, and give the exit code.
+
+    Args:
+        config: The settings file, for the workers to read themselves.
+
+    Raises:
+        BindError: A port cannot be had; nothing was started.
+    """
+    app.raise_descriptor_limit(settings, log)  # workers inherit it
+    probes, shutdown = settings.http.probes, settings.shutdown
+    crew = Crew(
+        workers=settings.workers,
+        command=[sys.executable, "-m", "proxy", "worker", *(["--config", str(config)] if config else [])],
+        environment=os.environ,
+        listeners=[(listener.address, listener.port) for listener in settings.listeners],
+        probes=(probes.address, probes.port),
+        stop_seconds=shutdown.delay_seconds + shutdown.drain_seconds,
+    )
+    code = await supervise(crew, log)
+    log.flush()
+    return code
+
+
+async def work(settings: Settings, log: Log, place: WorkerPlace) -> int:
+    """Serve as a worker until SIGTERM, or until the parent is gone, and give the exit code."""
+    parts = app.App(settings, log, list(zip(settings.listeners, place.sockets(), strict=True)))
+    stopping = app.stop_event()
+    channel = WorkerChannel(place.control, parts.health, parts.metrics.snapshot, stopping.set)
+    await channel.start()
+    await parts.start()
+    log.info("worker_ready", worker=place.number, pid=os.getpid())
+    await stopping.wait()
+    await parts.stop()
+    await channel.stop()
+    log.flush()
+    return 0
