@@ -8,6 +8,7 @@ wait for load balancers, accept nobody, let messages in flight finish, close the
 import asyncio
 import base64
 import contextlib
+import gc
 import itertools
 import os
 import resource
@@ -23,7 +24,7 @@ from proxy.inbound.listeners import Listeners
 from proxy.inbound.service import ListenerPolicy, MessageLimits, Service
 from proxy.inbound.tls import Certificates
 from proxy.inbound.tokens import TokenStore
-from proxy.listening import BindError, bind
+from proxy.listening import BindError, bind, place
 from proxy.outbound.client import NextHop, UpstreamError
 from proxy.outbound.pool import Pool
 from proxy.outbound.relay import RelayRoute
@@ -63,7 +64,9 @@ class App:
         self._tokens = TokenStore(settings.data_dir / TOKENS_FILE)
         relay = settings.relay
         hop = next_hop(relay, settings.hostname)
-        self._pool = Pool(hop, relay.connections, relay.wait_seconds, relay.idle_seconds, _Watcher(self))
+        self._pool = Pool(
+            hop, share(relay.connections, settings), relay.wait_seconds, relay.idle_seconds, _Watcher(self)
+        )
         self._route = RelayRoute(hop, self._pool, self.metrics.upstream_reply)
         self._service = Service(
             hostname=settings.hostname,
@@ -72,7 +75,7 @@ class App:
             credentials=Credentials(settings.tokens, settings.logins, self._tokens),
             certificates=self._certificates,
             limits=_limits(settings),
-            connections=settings.limits.connections,
+            connections=share(settings.limits.connections, settings),
             log=log,
             metrics=self.metrics,
             new_id=_ids(),
@@ -111,39 +114,53 @@ class App:
             await asyncio.sleep(_WATCH_SECONDS)
             self._pool.tidy()
             try:
-                if self._rules.reload():
-                    self._service.engine = self._rules.engine
-                    self.metrics.rules_reload(True, self._rules.count)
-                    self.log.info("rules_reloaded", rules=self._rules.count)
-            except ProblemsError as error:
-                self.metrics.rules_reload(False, self._rules.count)
-                self._tell("rules_reload_failed", error)
-            try:
-                if self._certificates.reload():
-                    self.metrics.certificate_reload(True, self._not_after())
-                    self.log.info("certificate_reloaded")
-            except ProblemsError as error:
-                self.metrics.certificate_reload(False)
-                self._tell("certificate_reload_failed", error)
-            try:
-                if self._tokens.reload():
-                    self.log.info("tokens_reloaded")
-            except ProblemsError as error:
-                self._tell("tokens_reload_failed", error)
+                self._look_at_files()
+            except Exception as error:  # a volume that went away, say: whatever it is, the watch goes on
+                self.metrics.internal_error("background")
+                self.log.error("internal_error", task="watch_files", exc=error)
+
+    def _look_at_files(self) -> None:
+        try:
+            if self._rules.reload():
+                self._service.engine = self._rules.engine
+                self.metrics.rules_reload(True, self._rules.count)
+                self.log.info("rules_reloaded", rules=self._rules.count)
+        except ProblemsError as error:
+            self.metrics.rules_reload(False, self._rules.count)
+            self._tell("rules_reload_failed", error)
+        try:
+            if self._certificates.reload():
+                self.metrics.certificate_reload(True, self._not_after())
+                self.log.info("certificate_reloaded")
+        except ProblemsError as error:
+            self.metrics.certificate_reload(False)
+            self._tell("certificate_reload_failed", error)
+        try:
+            if self._tokens.reload():
+                self.log.info("tokens_reloaded")
+        except ProblemsError as error:
+            self._tell("tokens_reload_failed", error)
 
     async def _watch_upstream(self) -> None:
         """Reach out at start, and again while the last attempt failed; readiness depends on it only if so set."""
         required = self.settings.relay.required_for_readiness
         first = True
         while True:
-            if first or required or self._pool.last_error is not None:
+            try:
+                if first or required or self._pool.last_error is not None:
+                    await self._reach_out()
                 first = False
-                error = await self._pool.probe()
-                if required and error is not None:
-                    self.health.reasons[UPSTREAM] = f"the next hop cannot be reached: {error}"
-                elif error is None:
-                    self.health.reasons.pop(UPSTREAM, None)
+            except Exception as error:  # as above
+                self.metrics.internal_error("background")
+                self.log.error("internal_error", task="watch_upstream", exc=error)
             await asyncio.sleep(_PROBE_SECONDS)
+
+    async def _reach_out(self) -> None:
+        error = await self._pool.probe()
+        if error is None:
+            self.health.reasons.pop(UPSTREAM, None)
+        elif self.settings.relay.required_for_readiness:
+            self.health.reasons[UPSTREAM] = f"the next hop cannot be reached: {error}"
 
     def _not_after(self) -> float:
         not_after = self._certificates.not_after
@@ -200,7 +217,7 @@ def next_hop(relay: Relay, hostname: str) -> NextHop:
 def listener_policy(listener: Listener, sock: socket.socket) -> ListenerPolicy:
     """Describe a listener as sessions want it; its name has the port it really got."""
     return ListenerPolicy(
-        name=f"{listener.address}:{sock.getsockname()[1]}",
+        name=place(listener.address, sock.getsockname()[1]),
         tls=listener.tls,
         auth=listener.auth,
         auth_without_tls=listener.auth_without_tls,
@@ -242,6 +259,12 @@ def raise_descriptor_limit(settings: Settings, log: Log) -> None:
         log.warning("descriptor_limit", needed=needed, hard_limit=hard, hint="raise it, or lower limits.connections")
 
 
+def settle_memory() -> None:
+    """Take what was built at start out of the garbage collector's rounds: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()
+
+
 def bind_all(settings: Settings) -> list[tuple[Listener, socket.socket]]:
     """Bind every listener; raises BindError that names all that cannot be had."""
     bound: list[tuple[Listener, socket.socket]] = []
@@ -251,6 +274,11 @@ def bind_all(settings: Settings) -> list[tuple[Listener, socket.socket]]:
             bound.append((listener, bind(listener.address, listener.port)))
         except BindError as error:
             problems.append(str(error))
+    probes = settings.http.probes
+    try:
+        bind(probes.address, probes.port).close()  # taken only later, but worth knowing before mail is
+    except BindError as error:
+        problems.append(str(error))
     if problems:
         raise BindError("\n".join(problems))
     return bound
@@ -265,6 +293,7 @@ async def serve(settings: Settings, log: Log) -> int:
     app = App(settings, log, sockets)
     stopping = stop_event()
     await app.start()
+    settle_memory()
 
     async def render() -> bytes:
         return app.metrics.render()
@@ -295,10 +324,16 @@ def tell_listening(log: Log, settings: Settings, ports: list[int], probes_port: 
     )
 
 
+def share(limit: int, settings: Settings) -> int:
+    """Give the part of a limit that each worker holds to, rounded up."""
+    return -(-limit // settings.workers)
+
+
 def stop_event() -> asyncio.Event:
-    """Give an event that SIGTERM and SIGINT set."""
+    """Give an event that SIGTERM and SIGINT set; SIGHUP is for others, since files are watched anyway."""
     event = asyncio.Event()
     loop = asyncio.get_running_loop()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, event.set)
     return event

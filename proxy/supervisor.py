@@ -242,10 +242,12 @@ class _Supervisor:
         self._health = Health()
         self._metrics = SupervisorMetrics()
         self._totals = Totals()
+        self._probes_port = 0
 
     async def run(self) -> int:
         probes = Probes(*self._crew.probes, self._health, self._render)
         await probes.start()
+        self._probes_port = probes.port
         self._judge()
         self._log.info(
             "supervisor_started",
@@ -403,7 +405,14 @@ class _Supervisor:
 
     def _judge(self) -> None:
         """Sum up the health of all workers."""
-        self._health.started = self._health.started or all(worker.started for worker in self._workers)
+        if not self._health.started and all(worker.started for worker in self._workers):
+            self._health.started = True
+            self._log.info(
+                "listening",
+                listeners=[{"address": address, "port": port} for address, port in self._places],
+                probes={"address": self._crew.probes[0], "port": self._probes_port},
+                workers=len(self._workers),
+            )
         self._health.reasons = {
             f"worker {worker.number}": "; ".join(worker.obstacles) for worker in self._workers if worker.obstacles
         }

@@ -42,6 +42,7 @@ async def work(settings: Settings, log: Log, place: WorkerPlace) -> int:
     channel = WorkerChannel(place.control, parts.health, parts.metrics.snapshot, stopping.set)
     await channel.start()
     await parts.start()
+    app.settle_memory()
     log.info("worker_ready", worker=place.number, pid=os.getpid())
     await stopping.wait()
     await parts.stop()

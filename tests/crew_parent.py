@@ -18,7 +18,7 @@ if __name__ == "__main__":
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     crew = Crew(
         workers=asked["workers"],
-        command=[sys.executable, str(Path(__file__).with_name("crew_worker.py"))],
+        command=asked.get("command", [sys.executable, str(Path(__file__).with_name("crew_worker.py"))]),
         environment=os.environ,
         listeners=[(address, port) for address, port in asked["listeners"]],
         probes=("127.0.0.1", asked.get("probes", 0)),

@@ -260,6 +260,15 @@ def test_worker_that_dies_at_start_too_often_ends_the_program(parents: Callable[
     assert parent.process.wait(WAIT_SECONDS) == 1
 
 
+def test_worker_that_cannot_be_started_ends_the_program(parents: Callable[..., Parent]) -> None:
+    """A command that does not exist is a death at start, told with its reason."""
+    patience = {"quick_deaths": 1, "first_pause_seconds": 0.01}
+    parent = parents(1, command=["/nonexistent/program"], patience=patience)
+    given_up = parent.event("worker_given_up")
+    assert given_up["how"] == "not started: [Errno 2] No such file or directory: '/nonexistent/program'"
+    assert parent.process.wait(WAIT_SECONDS) == 1
+
+
 def test_not_ready_worker_makes_the_whole_not_ready(parents: Callable[..., Parent]) -> None:
     """Readiness gives the reasons of each worker; liveness and start do not depend on them."""
     parent = parents(2, "sick").ready()
@@ -288,6 +297,20 @@ def test_mute_worker_is_killed_and_replaced(parents: Callable[..., Parent]) -> N
     assert (hung["worker"], hung["pid"], hung["unanswered"]) == (1, pid, 1)
     assert parent.event("worker_died")["how"] == "SIGKILL"
     assert parent.event("worker_started")["pid"] != pid
+
+
+def test_worker_that_stops_answering_is_not_ready_and_then_replaced(parents: Callable[..., Parent]) -> None:
+    """Readiness names a worker that hangs, metrics still show what it said last, and in the end another takes over."""
+    parent = parents(2, patience={"unanswered": 2, "first_pause_seconds": 0.01}).ready()
+    clients = clients_of_all(parent.port, 2)
+    clients[1].count()
+    assert parent.sample("messages_received_total", listener="test") == 1
+    os.kill(clients[1].pid, signal.SIGSTOP)
+    eventually(lambda: parent.get("/readyz") == (503, "worker 1: does not answer\n"))
+    assert parent.sample("messages_received_total", listener="test") == 1
+    assert parent.event("worker_hung")["pid"] == clients[1].pid
+    eventually(lambda: parent.get("/readyz") == (200, "ready\n"))
+    assert clients_of_all(parent.port, 2)[1].pid != clients[1].pid
 
 
 def test_workers_end_when_the_parent_is_killed(parents: Callable[..., Parent]) -> None:

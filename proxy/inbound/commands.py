@@ -11,7 +11,7 @@ from proxy.mail.envelope import Envelope, parse_path
 from proxy.mail.reply import Reply
 from proxy.route import Capabilities
 
-MAX_LINE_OCTETS = {b"MAIL": 2048, b"RCPT": 2048, b"AUTH": 12_288}
+MAX_LINE_OCTETS = {"MAIL": 2048, "RCPT": 2048, "AUTH": 12_288}
 DEFAULT_LINE_OCTETS = 1024  # the RFC's 512, and room for clients that are wordy in EHLO
 
 OK = Reply(250, "2.0.0", "OK")

@@ -94,7 +94,7 @@ class StreamedContent:
             self._waited += monotonic() - started
             # The end of the time limit is the server's business; a client that sends an octet now and then is ours.
             if self._waited > _SLOW_AFTER_SECONDS and self._stage.octets < self._waited * _MIN_OCTETS_PER_SECOND:
-                raise ClientSilentError
+                raise ClientSilentError("too_slow")
         content = self._stage.feed(reader.take())
         if self._stage.complete:
             self.complete = True

@@ -11,7 +11,7 @@ from attrs import define, field
 
 from proxy.inbound import trace
 from proxy.inbound.auth import Login
-from proxy.inbound.content import StreamedContent
+from proxy.inbound.content import BARE_NEWLINE, StreamedContent
 from proxy.inbound.service import MessageLimits, Service
 from proxy.mail.envelope import Envelope
 from proxy.mail.fields import HeaderSection
@@ -47,10 +47,8 @@ class Submission:
     envelope: Envelope
     began: float
     translation: Translation = field(factory=Translation)
-    octets: int = 0
     outcome: str = ""
     upstream: str = ""
-    mended: bool = False
     data_began: float = field(factory=monotonic)
     send_began: float = 0.0
 
@@ -69,6 +67,7 @@ async def receive(
     """
     try:
         reply = await _receive(service, submission, transaction, content)
+        transaction.abandon()  # before the rest is read: the next hop's connection is of use to others
         if not await content.discard():
             reply = GIVEN_UP
     except ClientGoneError:
@@ -101,14 +100,11 @@ async def _receive(
         if translation.action is Action.DISCARD:
             metrics.message_discarded("test_mode")
             submission.outcome = "discarded"
-            transaction.abandon()
-            if not await content.discard():
-                return GIVEN_UP
             return Reply(250, "2.0.0", f"Discarded and not sent: {translation.reason}")
         submission.send_began = monotonic()
         sent = await transaction.send(_head_to_send(service, submission, data, section), content)
     except ContentRefusedError as refused:
-        metrics.message_refused("size" if refused.reply.code == 552 else "bare_newline")
+        metrics.message_refused("bare_newline" if refused.reply is BARE_NEWLINE else "size")
         return _refused(submission, refused.reply)
     return _judged(service, submission, sent)
 

@@ -5,7 +5,7 @@ Bounded: above ``HIGH_WATER`` the transport stops reading, so TCP slows the clie
 """
 
 import asyncio
-from typing import cast
+from typing import Literal, cast
 
 from proxy.route import ClientGoneError
 
@@ -13,7 +13,16 @@ HIGH_WATER = 65_536
 
 
 class ClientSilentError(ClientGoneError):
-    """The client kept silent, or trickled, for longer than it may."""
+    """
+    The client kept silent, or trickled, for longer than it may.
+
+    Args:
+        reason: Which of the two.
+    """
+
+    def __init__(self, reason: Literal["idle", "too_slow"]) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class ByteReader:
@@ -80,7 +89,7 @@ class ByteReader:
             self._waiter = None
         if self._expired:
             self._expired = False
-            raise ClientSilentError
+            raise ClientSilentError("idle")
         return bool(self.buffer) or not self.eof
 
     def take(self) -> bytes:

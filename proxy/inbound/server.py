@@ -13,7 +13,6 @@ Source: RFC 5321, 4.5.3; RFC 3207 (STARTTLS); RFC 2920 (PIPELINING: replies leav
 
 import asyncio
 import ssl
-import traceback
 from collections import deque
 from time import monotonic
 from typing import Any, cast
@@ -149,16 +148,15 @@ class Connection(SMTP):
             pass
         except ClientGoneError:
             pass
-        except ClientSilentError:
+        except ClientSilentError as error:
             if not self._draining:
-                self._service.metrics.session_dropped("idle")
+                self._service.metrics.session_dropped(error.reason)
             self._reply(commands.SHUTTING_DOWN if self._draining else commands.TIMEOUT)
         except (OSError, ssl.SSLError) as error:
             self._service.log.debug("connection_lost", session=self._id, reason=str(error))
-        except Exception as error:
+        except Exception as error:  # the last resort: a bug costs this session and is told, and the process goes on
             self._service.metrics.internal_error("session")
-            trace_back = "".join(traceback.format_exception(error))
-            self._service.log.error("internal_error", session=self._id, error=repr(error), traceback=trace_back)
+            self._service.log.error("internal_error", session=self._id, exc=error)
             self._reply(commands.INTERNAL_ERROR)
         finally:
             self._forget_transaction()
@@ -209,7 +207,8 @@ class Connection(SMTP):
             data = b"".join(self._out)
             self._out.clear()
             self._write(data)
-            if self._paused:  # type: ignore[attr-defined]  # of asyncio.StreamReaderProtocol: the client does not read its replies; it has as long as for a command
+            # asyncio's flow control: the client does not read its replies; it has as long for that as for a command.
+            if self._paused:  # type: ignore[attr-defined]
                 self.deadline = monotonic() + self._service.limits.idle_seconds
                 await self._drain_helper()  # type: ignore[attr-defined]
                 self.deadline = _NEVER

@@ -11,8 +11,6 @@ from ipaddress import ip_address
 from time import monotonic
 from typing import ClassVar
 
-import attrs
-
 from proxy.inbound import auth, commands, trace
 from proxy.inbound.auth import Login
 from proxy.inbound.content import StreamedContent
@@ -35,7 +33,7 @@ _Verb = Callable[["Session", str], Awaitable[None]]
 class Session(Connection):
     """A client's session, from EHLO to QUIT."""
 
-    _verbs: ClassVar[dict[bytes, _Verb]] = {}  # filled below the class
+    _verbs: ClassVar[dict[str, _Verb]] = {}  # filled below the class
 
     def __init__(self, service: Service, policy: ListenerPolicy, start: Prototype, *, implicit_tls: bool) -> None:
         super().__init__(service, policy, start, implicit_tls=implicit_tls)
@@ -58,24 +56,20 @@ class Session(Connection):
 
     async def _command(self) -> None:
         line = await self._line(max(commands.MAX_LINE_OCTETS.values()))
-        verb, _, rest = line.partition(b" ")
-        verb = verb.strip(b"\r\n").upper()
+        try:
+            text = line.removesuffix(b"\r\n").decode("utf-8")
+        except UnicodeDecodeError:
+            text = "\n"
+        verb, _, argument = text.partition(" ")
+        verb = verb.upper()
         if len(line) > commands.MAX_LINE_OCTETS.get(verb, commands.DEFAULT_LINE_OCTETS):
             self._error(commands.LINE_TOO_LONG)
-            return
-        try:
-            argument = rest.removesuffix(b"\r\n").decode("utf-8")
-        except UnicodeDecodeError:
+        elif not text.isprintable():  # as it is with a bare LF for a line end
             self._error(commands.BAD_LINE)
-            return
-        if not line.endswith(b"\r\n") or not argument.isprintable():
-            self._error(commands.BAD_LINE)
-            return
-        method = self._verbs.get(verb)
-        if method is None:
+        elif (method := self._verbs.get(verb)) is None:
             self._error(commands.UNKNOWN)
-            return
-        await method(self, argument)
+        else:
+            await method(self, argument)
 
     # Verbs
 
@@ -133,8 +127,8 @@ class Session(Connection):
             self._error(commands.NO_TLS)
         else:
             self._reply(commands.START_TLS)
-            self._in.take()  # a command behind STARTTLS was said in the clear, by whomever
             await self._flush()
+            self._in.take()  # a command behind STARTTLS was said in the clear, by whomever
             self._forget_transaction()
             self._helo = ""
             self._login = None
@@ -181,7 +175,7 @@ class Session(Connection):
             text = b"" if initial == "=" else initial.encode("utf-8")
         else:
             self._reply_raw(f"334 {challenge}\r\n".encode("ascii"))
-            line = await self._line(commands.MAX_LINE_OCTETS[b"AUTH"])
+            line = await self._line(commands.MAX_LINE_OCTETS["AUTH"])
             text = line.rstrip(b"\r\n")
         if text == b"*":
             return commands.AUTH_CANCELLED
@@ -328,7 +322,13 @@ class Session(Connection):
             ),
             login=login,
             provider=(login.provider if login is not None else None) or self._policy.provider,
-            envelope=attrs.evolve(envelope, recipients=tuple(self._recipients)),
+            envelope=Envelope(
+                envelope.reverse_path,
+                tuple(self._recipients),
+                envelope.eight_bit,
+                envelope.smtputf8,
+                envelope.size_octets,
+            ),
             began=self._began,
         )
 
@@ -364,11 +364,11 @@ class Session(Connection):
     @syntax("HELP [command]")
     async def smtp_HELP(self, arg: str) -> None:
         """List the commands, or the syntax of one."""
-        method = self._verbs.get(arg.strip().upper().encode("utf-8"))
+        method = self._verbs.get(arg.strip().upper())
         if method is not None:
             self._idle(Reply(214, "2.0.0", f"Syntax: {method.__smtp_syntax__}"))  # type: ignore[attr-defined]
             return
-        names = " ".join(sorted(verb.decode() for verb in self._verbs))
+        names = " ".join(sorted(self._verbs))
         self._idle(Reply(214, "2.0.0", f"Commands: {names}"))
 
     @syntax("QUIT")
@@ -382,7 +382,7 @@ class Session(Connection):
 
 
 Session._verbs.update(
-    {name.removeprefix("smtp_").encode(): method for name, method in vars(Session).items() if name.startswith("smtp_")}
+    {name.removeprefix("smtp_"): method for name, method in vars(Session).items() if name.startswith("smtp_")}
 )
 
 

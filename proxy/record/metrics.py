@@ -40,11 +40,10 @@ MessageRefusal = Literal[
     "untranslatable",
     "invalid_value",
     "next_hop",
-    "internal",
 ]
 MessageDiscard = Literal["test_mode", "login"]
 UpstreamCommand = Literal["mail_rcpt", "data", "dot"]
-InternalErrorPlace = Literal["session", "message", "upstream", "reload", "probes", "background"]
+InternalErrorPlace = Literal["session", "background"]
 
 TLS_VERSIONS = ("TLSv1.2", "TLSv1.3", "other")
 CONNECT_STAGES = ("connect", "banner", "ehlo", "starttls", "auth", "transaction")

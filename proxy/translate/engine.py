@@ -100,6 +100,16 @@ class Engine:
         self.policy = policy
         self.deliver_later = deliver_later
         self.compiled = {file.provider: _compile(file, policy) for file in files}
+        self.names_for = {
+            target: frozenset(
+                name
+                for each in self.compiled.values()
+                for rule in each.by_target[target]
+                for name in rule.selector.names
+            )
+            | {target.lower().encode()}
+            for target in TARGETS
+        }
         self._known: dict[bytes, _Interest | None] = {}
 
     def translate(self, section: HeaderSection, envelope: Envelope, provider: str = "") -> Translation:
@@ -235,6 +245,8 @@ class _Run:
         group: str | None = None
         defaults_of, defaults = self.defaults()
         for target in NATIVE:
+            if target not in defaults and self.engine.names_for[target].isdisjoint(self.found):
+                continue
             native, empty = self.native(target)
             outcome = self.outcome(target)
             if native is not None:
@@ -250,7 +262,8 @@ class _Run:
                 settings.append(setting)
                 replaced.update(empty)
                 group = setting.value if target == GROUP else group
-        self.outcome(DELIVER_AT)
+        if not self.engine.names_for[DELIVER_AT].isdisjoint(self.found):
+            self.outcome(DELIVER_AT)
         return settings, group, replaced
 
     def defaults(self) -> tuple[str, dict[str, bool]]:

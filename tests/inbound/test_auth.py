@@ -145,6 +145,8 @@ def test_decode_plain_of_any_octets_gives_parts_of_them_or_none(blob: bytes) -> 
         pytest.param(b"dXNlcg", None, id="padding-missing"),
         pytest.param(b"dXNlcg=", None, id="padding-short"),
         pytest.param(b"dXNlcg===", None, id="padding-long"),
+        pytest.param(b"dXNl=", None, id="padding-after-whole-group"),
+        pytest.param(b"dXNl====", None, id="padding-as-a-group"),
         pytest.param(b"dXNl=cg=", None, id="padding-inside"),
         pytest.param(b"dXNlcg==dXNlcg==", None, id="two-texts"),
         pytest.param(b"dXNl cg==", None, id="blank"),

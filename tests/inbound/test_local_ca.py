@@ -233,19 +233,23 @@ def pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, password: b
 
 
 P256 = ec.generate_private_key(ec.SECP256R1())
+MADE_HERE = "expected the one that was made here"
 REFUSED: list[tuple[str, str, bytes | None, str]] = [
-    ("certificate-damaged", "ca.pem", b"-----BEGIN", "no certificate in PEM form; expected the one that was made here"),
+    ("certificate-damaged", "ca.pem", b"-----BEGIN", f"no certificate in PEM form; {MADE_HERE}"),
     ("key-gone", "ca.key", None, "no file; expected the private key of '{folder}/ca.pem'"),
-    ("key-damaged", "ca.key", b"", "no private key that can be read; expected the one that was made here"),
-    ("key-encrypted", "ca.key", pem(P256, b"x"), "no private key that can be read; expected the one that was made here"),
-    ("key-of-another-kind", "ca.key", pem(ed25519.Ed25519PrivateKey.generate()), "a key of another kind; expected the one that was made here"),
-    ("key-of-another-authority", "ca.key", pem(P256), "a key that does not belong to '{folder}/ca.pem'; expected the one that was made with it"),
-]  # fmt: skip
+    ("key-damaged", "ca.key", b"", f"no private key that can be read; {MADE_HERE}"),
+    ("key-encrypted", "ca.key", pem(P256, b"x"), f"no private key that can be read; {MADE_HERE}"),
+    ("key-of-another-kind", "ca.key", pem(ed25519.Ed25519PrivateKey.generate()), f"a key of another kind; {MADE_HERE}"),
+    (
+        "key-of-another-authority",
+        "ca.key",
+        pem(P256),
+        "a key that does not belong to '{folder}/ca.pem'; expected the one that was made with it",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "text"), [pytest.param(*rest, id=name) for name, *rest in REFUSED]
-)
+@pytest.mark.parametrize(("file", "content", "text"), [pytest.param(*rest, id=name) for name, *rest in REFUSED])
 def test_authority_that_is_damaged_is_never_replaced(
     ca: LocalCa, folder: Path, file: str, content: bytes | None, text: str
 ) -> None:

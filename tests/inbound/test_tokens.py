@@ -104,9 +104,7 @@ def test_add_of_a_name_in_use_is_refused(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(TokenError) as caught:
         store.add("billing")
-    assert str(caught.value) == (
-        "there is a token named 'billing' already; choose another name, or revoke it first"
-    )
+    assert str(caught.value) == ("there is a token named 'billing' already; choose another name, or revoke it first")
     assert path.read_bytes() == before
 
 
@@ -115,9 +113,7 @@ def test_add_of_a_name_with_another_form_is_refused(path: Path, name: str) -> No
     """Names go into logs and metrics, so they have a simple form; the error says which."""
     with pytest.raises(TokenError) as caught:
         TokenStore(path).add(name)
-    assert str(caught.value) == (
-        f"{name!r} cannot name a token; a name has 1 to 64 letters, digits, '.', '_' and '-'"
-    )
+    assert str(caught.value) == (f"{name!r} cannot name a token; a name has 1 to 64 letters, digits, '.', '_' and '-'")
     assert not path.exists()
 
 
@@ -205,9 +201,7 @@ def test_store_with_a_file_of_a_later_version_says_so(path: Path) -> None:
     path.write_text(document(ITEM, version=2))
     with pytest.raises(ProblemsError) as caught:
         TokenStore(path)
-    assert texts(caught.value) == [
-        f"{path}: found version 2; expected {EXPECTED} (this program knows version 1)"
-    ]
+    assert texts(caught.value) == [f"{path}: found version 2; expected {EXPECTED} (this program knows version 1)"]
 
 
 def test_store_whose_file_cannot_be_read_says_why(path: Path) -> None:

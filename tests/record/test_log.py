@@ -138,6 +138,7 @@ def test_values_that_read_as_text_are_written_as_that() -> None:
     )
     values = [found[name] for name in ("reply", "path", "color", "day", "names")]
     assert values == ["250 2.0.0 OK", "/srv/x", "red", "2026-01-02", ["a"]]
+    assert logged("text", color=Color.RED, path=Path("/srv/x")).endswith(" color=red path=/srv/x")
 
 
 def test_exceptions_are_written_with_their_traceback() -> None:

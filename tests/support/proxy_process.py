@@ -119,6 +119,20 @@ class ProxyProcess:
                 total += float(value)
         return total
 
+    def wait_for_metric(self, name: str, value: float, **labels: str) -> None:
+        """Wait until :meth:`metric` gives this value."""
+        until = time.monotonic() + WAIT_SECONDS
+        while (found := self.metric(name, **labels)) != value:
+            if time.monotonic() > until:
+                raise AssertionError(f"{name} {labels} is {found}, not {value}")
+            time.sleep(0.01)
+
+    def resident_octets(self, *, peak: bool = False) -> int:
+        """Memory that the process holds now, or held at most."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text("ascii")
+        key = "VmHWM:" if peak else "VmRSS:"
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key)) * 1024
+
     def connect(self, index: int = 0) -> socket.socket:
         """Open a bare connection to a listener."""
         return socket.create_connection(("127.0.0.1", self.ports[index]), timeout=WAIT_SECONDS)

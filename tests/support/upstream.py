@@ -17,7 +17,9 @@ from types import TracebackType
 CLOSE = "close"
 RESET = "reset"
 STALL = "stall"
-"""Instead of a reply: close the connection, reset it, or say nothing until the server is stopped."""
+"""Instead of a reply, or as its last line: close the connection, reset it, or say nothing until the script changes."""
+NOTHING = "nothing"
+"""Instead of a reply: go on without one."""
 
 EXTENSIONS = ("SIZE 52428800", "8BITMIME", "PIPELINING", "ENHANCEDSTATUSCODES")
 
@@ -38,13 +40,26 @@ _DEFAULTS = {
 
 @dataclass
 class Dialogue:
-    """One connection as the server saw it."""
+    """
+    One connection as the server saw it.
+
+    Attributes:
+        ahead: For each command what had arrived behind it when its reply was written: a pipelining client's next
+            commands.
+        octets: Size so far of the message that is being received; its transparency dots counted.
+        ended_cleanly: The client said QUIT.
+    """
 
     commands: list[str] = field(default_factory=list)
+    ahead: list[bytes] = field(default_factory=list)
+    octets: int = 0
     tls: bool = False
     closed: bool = False
     ended_cleanly: bool = False
-    """The client said QUIT."""
+
+    def count(self, verb: str) -> int:
+        """How many commands with this verb came."""
+        return sum(command.upper().startswith(verb) for command in self.commands)
 
 
 @dataclass
@@ -61,7 +76,8 @@ class Taken:
         return b"\r\n".join(line[1:] if line.startswith(b".") else line for line in self.octets.split(b"\r\n"))
 
 
-Reply = str | Callable[[str], str]
+Words = str | bytes
+Reply = Words | Callable[[str], Words]
 
 
 class Upstream:
@@ -69,16 +85,20 @@ class Upstream:
     A scripted server; use it as a context manager.
 
     Args:
-        replies: By stage (``banner``, ``EHLO``, ``STARTTLS``, ``AUTH``, ``MAIL``, ``RCPT``, ``DATA``, ``dot``, ``RSET``):
-            a reply (several lines parted by LF), one of the words above, or a function of the command that gives one.
-            ``after:N`` acts when N octets of the message have arrived: its reply is sent early.
+        replies: By stage (``banner``, ``EHLO``, ``STARTTLS``, ``TLS``, ``AUTH``, ``MAIL``, ``RCPT``, ``DATA``, ``dot``,
+            ``RSET``): a reply (several lines parted by LF), octets to send as they are, one of the words above, or a
+            function of the command that gives one. ``TLS`` stands in place of the handshake. ``after:N`` acts when N
+            octets of the message have arrived: its reply is sent early.
         extensions: What EHLO offers.
         context: TLS context; STARTTLS is offered with it.
         slow: Read message data only this fast, in octets a second; 0 for as fast as it comes.
+        receive_buffer: Size of the kernel's buffer for what comes, in octets; 0 for what it likes.
 
     Attributes:
         taken: Messages that were accepted or refused at the dot.
         dialogues: One for each connection, in order.
+        pause: Seconds to wait before each reply to MAIL, RCPT and DATA, so that a client which does not wait shows.
+        most_open: Connections that were open at a time, at most.
     """
 
     def __init__(
@@ -89,18 +109,24 @@ class Upstream:
         *,
         implicit_tls: bool = False,
         slow: int = 0,
+        receive_buffer: int = 0,
     ) -> None:
         self.replies: dict[str, Reply] = {**_DEFAULTS, **(replies or {})}
         self.extensions = extensions
         self.context = context
         self.implicit_tls = implicit_tls
         self.slow = slow
+        self.pause = 0.0
         self.taken: list[Taken] = []
         self.dialogues: list[Dialogue] = []
+        self.most_open = 0
         self._stopped = threading.Event()
+        self._script_over = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._sockets: list[socket.socket] = []
+        self._conversations: list[_Conversation] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        if receive_buffer:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.port: int = self._listener.getsockname()[1]
         self._accepting = threading.Thread(target=self._accept, daemon=True)
 
@@ -113,13 +139,37 @@ class Upstream:
     ) -> None:
         self.stop()
 
+    @property
+    def open(self) -> list[Dialogue]:
+        """The dialogues whose connections are open."""
+        return [dialogue for dialogue in self.dialogues if not dialogue.closed]
+
+    def script(self, replies: Mapping[str, Reply] | None = None, extensions: tuple[str, ...] = EXTENSIONS) -> None:
+        """Go on with another script, without one as a server should; who stalls by the old one closes."""
+        self.replies = {**_DEFAULTS, **(replies or {})}
+        self.extensions = extensions
+        self.pause = 0.0
+        self.slow = 0
+        over, self._script_over = self._script_over, threading.Event()
+        over.set()
+
+    def hang_up(self) -> None:
+        """Close all connections, and wait until the other side has noticed."""
+        self._script_over.set()
+        self._script_over = threading.Event()
+        for conversation in tuple(self._conversations):
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(conversation.sock, socket.SHUT_WR)  # without the goodbye of TLS
+        self.wait_for(lambda: not self.open)
+
     def stop(self) -> None:
         """Close everything."""
         self._stopped.set()
-        for sock in (self._listener, *self._sockets):
+        self._script_over.set()
+        for sock in (self._listener, *(conversation.sock for conversation in tuple(self._conversations))):
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        self._listener.close()
         for thread in (self._accepting, *self._threads):
             thread.join(5)
 
@@ -128,8 +178,8 @@ class Upstream:
         until = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > until:
-                raise AssertionError(f"not within {seconds} s: {self.dialogues} {self.taken}")
-            time.sleep(0.01)
+                raise AssertionError(f"not within {seconds} s: {self.dialogues[-5:]} {str(self.taken)[:1000]}")
+            time.sleep(0.005)
 
     def _accept(self) -> None:
         while not self._stopped.is_set():
@@ -138,21 +188,23 @@ class Upstream:
             except OSError:
                 return
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._sockets.append(sock)
             dialogue = Dialogue()
             self.dialogues.append(dialogue)
-            thread = threading.Thread(target=self._serve, args=(sock, dialogue), daemon=True)
+            self.most_open = max(self.most_open, len(self.open))
+            thread = threading.Thread(target=self._serve, args=(_Conversation(self, sock, dialogue),), daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def _serve(self, sock: socket.socket, dialogue: Dialogue) -> None:
+    def _serve(self, conversation: "_Conversation") -> None:
+        self._conversations.append(conversation)
         try:
-            _Conversation(self, sock, dialogue).run()
+            conversation.run()
         except (OSError, EOFError):
             pass
         finally:
-            dialogue.closed = True
-            sock.close()
+            self._conversations.remove(conversation)
+            conversation.sock.close()
+            conversation.dialogue.closed = True
 
 
 class _Conversation:
@@ -163,29 +215,36 @@ class _Conversation:
         self.buffer = b""
         self.mail = ""
         self.recipients: list[str] = []
+        self.last = ""
+        self.script_over = server._script_over
 
     def run(self) -> None:
-        if self.server.implicit_tls:
-            self.secure()
+        if self.server.implicit_tls and not self.secure():
+            return
         if not self.say("banner", ""):
             return
         while True:
             line = self.line()
+            self.script_over = self.server._script_over
             self.dialogue.commands.append(line)
+            self.dialogue.ahead.append(b"")
             verb = line.split(" ")[0].upper()
             if verb == "EHLO":
                 goes_on = self.hello(line)
             elif verb == "MAIL":
                 self.mail, self.recipients = line, []
+                self.look_ahead()
                 goes_on = self.say("MAIL", line)
             elif verb == "RCPT":
+                self.look_ahead()
                 goes_on = self.say("RCPT", line, lambda: self.recipients.append(line))
             elif verb == "DATA":
+                self.look_ahead()
                 goes_on = self.data(line)
             elif verb == "STARTTLS":
                 goes_on = self.say("STARTTLS", line)
                 if goes_on and self.last.startswith("220"):
-                    self.secure()
+                    goes_on = self.secure()
             elif verb == "AUTH":
                 goes_on = self.auth(line)
             elif verb == "QUIT":
@@ -197,12 +256,31 @@ class _Conversation:
             if not goes_on:
                 return
 
-    def secure(self) -> None:
+    def secure(self) -> bool:
+        if "TLS" in self.server.replies:
+            return self.say("TLS", "") and self.wait_for_end()
         assert self.server.context is not None
-        self.sock = self.server.context.wrap_socket(self.sock, server_side=True)
-        self.server._sockets.append(self.sock)
+        sock = self.server.context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        self.sock = sock
+        sock.do_handshake()
         self.dialogue.tls = True
         self.buffer = b""
+        return True
+
+    def wait_for_end(self) -> bool:
+        while self.sock.recv(65536):
+            pass
+        return False
+
+    def look_ahead(self) -> None:
+        """Note what the client sent without waiting for the reply to its last command."""
+        if self.server.pause:
+            time.sleep(self.server.pause)
+            self.sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+                self.buffer += self.sock.recv(65536)
+            self.sock.setblocking(True)
+        self.dialogue.ahead[-1] = self.buffer
 
     def hello(self, line: str) -> bool:
         if "EHLO" in self.server.replies:
@@ -219,45 +297,58 @@ class _Conversation:
             for challenge in ("VXNlcm5hbWU6", "UGFzc3dvcmQ6"):
                 self.send(f"334 {challenge}")
                 self.dialogue.commands.append(self.line())
+                self.dialogue.ahead.append(b"")
         return self.say("AUTH", line)
 
     def data(self, line: str) -> bool:
-        if not self.say("DATA", line) or not self.last.startswith("354"):
-            return self.last not in (CLOSE, RESET, STALL)
-        octets = b""
+        if not self.say("DATA", line):
+            return False
+        if not self.last.startswith("354"):
+            return True
+        octets = bytearray(b"\r\n")  # the line end of DATA may be the first half of the terminator
         early = sorted((int(key[6:]), key) for key in self.server.replies if key.startswith("after:"))
+        searched = 0
         while True:
-            while early and len(octets) + len(self.buffer) >= early[0][0]:
+            octets += self.buffer
+            self.buffer = b""
+            self.dialogue.octets = len(octets) - 2
+            while early and len(octets) - 2 >= early[0][0]:
                 if not self.say(early.pop(0)[1], line):
                     return False
-            whole = b"\r\n" + octets + self.buffer
-            end = whole.find(b"\r\n.\r\n")
+            end = octets.find(b"\r\n.\r\n", searched)
             if end >= 0:
-                octets, self.buffer = whole[2 : end + 2], whole[end + 5 :]
+                self.buffer = bytes(octets[end + 5 :])
                 break
-            octets, self.buffer = octets + self.buffer[:-5], self.buffer[-5:]
+            searched = max(0, len(octets) - 4)
             self.receive()
-        self.server.taken.append(Taken(self.mail, self.recipients, octets))
+        self.server.taken.append(Taken(self.mail, self.recipients, bytes(octets[2 : end + 2])))
         return self.say("dot", line)
 
     def say(self, stage: str, line: str, on_success: Callable[[], None] | None = None) -> bool:
         reply = self.server.replies[stage]
-        self.last = reply if isinstance(reply, str) else reply(line)
-        if self.last == CLOSE:
-            return False
-        if self.last == RESET:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            return False
-        if self.last == STALL:
-            self.server._stopped.wait(60)
-            return False
-        if self.last.startswith("2") and on_success is not None:
+        words = reply(line) if callable(reply) else reply
+        if isinstance(words, bytes):
+            self.last = words.decode("latin-1")
+            self.sock.sendall(words)
+            return True
+        self.last = words
+        if words == NOTHING:
+            return True
+        text, _, act = words.rpartition("\n")
+        if act not in (CLOSE, RESET, STALL):
+            text, act = words, ""
+        if text.startswith("2") and on_success is not None:
             on_success()
-        self.send(self.last)
-        return not self.last.startswith("421")
+        if text:
+            self.send(text)
+        if act == RESET:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif act == STALL:
+            self.script_over.wait(60)
+        return not act and not text.startswith("421")
 
     def send(self, reply: str) -> None:
-        self.sock.sendall("".join(f"{line}\r\n" for line in reply.split("\n")).encode())
+        self.sock.sendall("".join(f"{line}\r\n" for line in reply.split("\n")).encode("utf-8", "surrogateescape"))
 
     def line(self) -> str:
         while b"\r\n" not in self.buffer:
