@@ -270,6 +270,11 @@ class Session(Connection):
         reply = await self._open.recipient(address)
         if reply.positive:
             self._recipients.append(address)
+        else:
+            sender = self._envelope.reverse_path
+            self._service.log.info(
+                "recipient_refused", session=self._id, reverse_path=sender, recipient=address, reply=str(reply)
+            )
         self._reply(reply)
 
     @syntax("DATA")

@@ -25,7 +25,7 @@ class PoolWatcher(Protocol):
         """A connection got ready in this time."""
 
     def connection_failed(self, error: UpstreamError) -> None:
-        """A connection could not be had."""
+        """A connection could not be had, or was lost in a transaction."""
 
     def pool_changed(self, busy: int, idle: int) -> None:
         """The number of connections in use and at rest."""
@@ -98,6 +98,10 @@ class Pool:
             self._idle.append(connection)
         self._tell()
         self._next_turn()
+
+    def lost(self, error: UpstreamError) -> None:
+        """Tell that a connection was lost in a transaction."""
+        self._watcher.connection_failed(error)
 
     def reset(self, connection: Connection) -> None:
         """Take back a connection inside a transaction: RSET first, without keeping anybody waiting for it."""

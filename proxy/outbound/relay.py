@@ -87,8 +87,9 @@ class RelayTransaction:
             return LOST
         try:
             return await self._recipient(self._connection, address)
-        except UpstreamError:
+        except UpstreamError as error:
             self._drop()
+            self._pool.lost(error)
             self._mail_refused = LOST
             return LOST
 
@@ -156,6 +157,7 @@ class RelayTransaction:
         try:
             return await self._send(connection, head, content)
         except UpstreamError as error:
+            self._pool.lost(error)
             return Sent(LOST, "failed", error.reason)
         except BaseException:
             self._drop()  # closed without the dot: the platform must not take half a message for a whole one
@@ -180,6 +182,8 @@ class RelayTransaction:
             if connection.answered:
                 return await self._refused_early(connection)
             chunk = await content.read()
+        if connection.answered:  # a reply to a message that it has not got yet: whatever it says, it is no success
+            return await self._refused_early(connection)
         started = monotonic()
         connection.write(chunk + END_OF_DATA)
         reply = await connection.reply(self._hop.final_reply_seconds)

@@ -6,6 +6,7 @@ The oracle is the specification in the docstring of ``proxy.mail.data_stage``, w
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -55,7 +56,7 @@ def check(stream: bytes, pieces: Iterable[bytes]) -> bytes:
 
 def cuts(stream: bytes, places: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted(places), len(stream)]
-    return [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [stream[start:end] for start, end in pairwise(edges)]
 
 
 # Next hops. Each reads DATA from a stream and gives the messages it would take out of it, as far as each is complete.
@@ -208,35 +209,33 @@ MEGABYTE = 1 << 20
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("step", [1 << 10, 1 << 16, MEGABYTE])
-@pytest.mark.parametrize("flood", [b"\r", b"\0", b".", b"\n", b"\0.", b"\r\0", b"\n\r", b"\n.", b"\n\0.", b"\r\r\n"])
-@pytest.mark.parametrize("head", [b"", b"a", b"a\r\n"])
-def test_data_flooded_with_line_ends_nuls_or_dots_is_held_back_only_a_little(
-    head: bytes, flood: bytes, step: int
-) -> None:
+@pytest.mark.parametrize("flood", [b"\r", b"\0", b".", b"\n", b"\0.", b"\r\0", b"\n\r", b"\n\0.", b"\r\r\n", b"\n.\r"])
+@pytest.mark.parametrize("step", [1 << 12, MEGABYTE + 3])
+def test_data_flooded_with_line_ends_nuls_or_dots_is_held_back_only_a_little(flood: bytes, step: int) -> None:
     """Memory and work stay bounded for a megabyte of what could become an end, and no hop sees two messages."""
-    stream = head + flood * (MEGABYTE // len(flood))
+    stream = b"a\r\n" + flood * (MEGABYTE // len(flood))
     stage = DataStage()
-    content = b""
+    contents = []
     for piece in cuts(stream, range(step, len(stream), step)):
-        content += stage.feed(piece)
-        held = content.replace(b"\r", b"") if b"\n" in flood else content
-        assert stage.octets - len(held) <= 3000 or b"\n" in flood
-    content += stage.feed(b"\r\n.\r\n")
+        contents.append(stage.feed(piece))
+        assert len(contents[-1]) > len(piece) // 3 - 3000
+    contents.append(stage.feed(b"\r\n.\r\n"))
+    assert len(contents[-1]) < 3000
     assert stage.complete
-    check_every_hop_sees_one_message(content)
+    check_every_hop_sees_one_message(b"".join(contents))
 
 
-@pytest.mark.parametrize("nuls", [1, 1000, 1023, 1024, 1025, 2000, 5000])
 @pytest.mark.parametrize("line_end", [b"\r\n", b"\n", b"\r\r\n"])
-@pytest.mark.parametrize("behind", [b"", b"\0", b"\0" * 1500])
-def test_data_with_a_dot_behind_many_nuls_is_one_message(nuls: int, line_end: bytes, behind: bytes) -> None:
-    """However many NULs stand around a lone dot, and wherever the segment ends, a hop that drops them sees no end."""
-    for step in (1, 700, nuls, 10_000):
-        stream = b"a" + line_end + b"\0" * nuls + b"." + behind + line_end + b"MAIL FROM:<evil@example.com>\r\n.\r\n"
-        stage, content, _ = run(cuts(stream, range(step, len(stream), step)))
-        assert stage.complete
-        check_every_hop_sees_one_message(content)
+@pytest.mark.parametrize("behind", [0, 1, 1500])
+def test_data_with_a_dot_among_many_nuls_is_one_message(line_end: bytes, behind: int) -> None:
+    """However many NULs stand around a lone dot, and wherever a segment ends, a hop that drops them sees no end."""
+    for before in (0, 1, 1000, 1023, 1024, 1025, 2000, 5000):
+        line = b"\0" * before + b"." + b"\0" * behind
+        stream = b"a" + line_end + line + line_end + b"MAIL FROM:<evil@example.com>\r\n.\r\n"
+        for step in (1, 700, 1030, before + 2, 10_000):
+            stage, content, _ = run(cuts(stream, range(step, len(stream), step)))
+            assert stage.complete
+            check_every_hop_sees_one_message(content)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ class Upstream:
         context: TLS context; STARTTLS is offered with it.
         slow: Read message data only this fast, in octets a second; 0 for as fast as it comes.
         receive_buffer: Size of the kernel's buffer for what comes, in octets; 0 for what it likes.
+        port: Where to listen; 0 for any free port.
 
     Attributes:
         taken: Messages that were accepted or refused at the dot.
@@ -110,6 +111,7 @@ class Upstream:
         implicit_tls: bool = False,
         slow: int = 0,
         receive_buffer: int = 0,
+        port: int = 0,
     ) -> None:
         self.replies: dict[str, Reply] = {**_DEFAULTS, **(replies or {})}
         self.extensions = extensions
@@ -124,7 +126,7 @@ class Upstream:
         self._script_over = threading.Event()
         self._threads: list[threading.Thread] = []
         self._conversations: list[_Conversation] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=256)
         if receive_buffer:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.port: int = self._listener.getsockname()[1]
@@ -161,6 +163,11 @@ class Upstream:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(conversation.sock, socket.SHUT_WR)  # without the goodbye of TLS
         self.wait_for(lambda: not self.open)
+
+    def announce(self, reply: bytes) -> None:
+        """Send octets on all open connections, though nobody asked."""
+        for conversation in tuple(self._conversations):
+            conversation.sock.sendall(reply)
 
     def stop(self) -> None:
         """Close everything."""
