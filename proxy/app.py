@@ -133,7 +133,7 @@ class App:
                 self.metrics.certificate_reload(True, self._not_after())
                 self.log.info("certificate_reloaded")
         except ProblemsError as error:
-            self.metrics.certificate_reload(False)
+            self.metrics.certificate_reload(False, self._not_after())
             self._tell("certificate_reload_failed", error)
         try:
             if self._tokens.reload():

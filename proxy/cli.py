@@ -104,7 +104,11 @@ def check_command(config: Path | None) -> None:
     """
     settings = _loaded(config)
     problems, warned = check(settings)
+    import attrs
+
     from proxy import rulebook
+    from proxy.inbound.tls import Certificates
+    from proxy.inbound.tokens import TokenStore
 
     warnings = [str(warning) for warning in warned]
     rules = "none"
@@ -112,6 +116,11 @@ def check_command(config: Path | None) -> None:
         book = rulebook.RuleBook(settings)
         warnings += rulebook.warnings(settings, book.engine)
         rules = f"{book.count} rules of {', '.join(file.provider for file in book.engine.files)}"
+    except ProblemsError as error:
+        problems.extend(error.problems)
+    try:  # without the parts that would make files
+        Certificates(attrs.evolve(settings.tls, self_signed=False, names=()), settings.data_dir, settings.hostname)
+        TokenStore(settings.data_dir / TOKENS_FILE)
     except ProblemsError as error:
         problems.extend(error.problems)
     for warning in warnings:
@@ -191,6 +200,8 @@ def token_add(config: Path | None, name: str) -> None:
         click.echo(store.add(name))
     except TokenError as error:
         _stop(str(error))
+    except ProblemsError as error:
+        _fail(error)
 
 
 @token.command("list")
@@ -213,6 +224,8 @@ def token_revoke(config: Path | None, name: str) -> None:
         store.revoke(name)
     except TokenError as error:
         _stop(str(error))
+    except ProblemsError as error:
+        _fail(error)
     click.echo(f"revoked: {name}")
 
 
@@ -251,7 +264,7 @@ def _fail(error: ProblemsError) -> NoReturn:
     for problem in error.problems:
         click.echo(f"error: {problem}", err=True)
     count = len(error.problems)
-    _stop(f"{count} problem{'s' if count > 1 else ''}; nothing was started")
+    _stop(f"{count} problem{'s' if count > 1 else ''}")
 
 
 def _stop(text: str) -> NoReturn:

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import re
+import sys
 import traceback
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -97,6 +98,8 @@ class Log:
             root.removeHandler(handler)
         root.addHandler(_FromLogging(self))
         logging.captureWarnings(True)
+        # What Python can only print, such as an error in a TLS callback: a client must not write to our output.
+        sys.unraisablehook = lambda unraisable: self.warning("unraisable", error=repr(unraisable.exc_value))
 
     def _add(self, level: str, event: str, fields: dict[str, object]) -> None:
         self._lines.append(self._line(self._now(), level, event, fields))

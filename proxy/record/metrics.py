@@ -169,16 +169,16 @@ class Metrics(_Registry):
             self._rules.set(rules)
             self._rules_time.set(time())
 
-    def certificate_reload(self, ok: bool, not_after: float = 0) -> None:
+    def certificate_reload(self, ok: bool, not_after: float) -> None:
         """
         Note that a certificate was loaded, or could not be: the old one stays in force then.
 
         Args:
-            not_after: When it expires, in Unix time.
+            not_after: When the certificate in force expires, in Unix time.
         """
         self._certificate_success.set(ok)
+        self._certificate_end.set(not_after)
         if ok:
-            self._certificate_end.set(not_after)
             self._certificate_time.set(time())
 
     # Sessions

@@ -209,7 +209,7 @@ MEGABYTE = 1 << 20
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("flood", [b"\r", b"\0", b".", b"\n", b"\0.", b"\r\0", b"\n\r", b"\n\0.", b"\r\r\n", b"\n.\r"])
+@pytest.mark.parametrize("flood", [b"\r", b"\0", b".", b"\n", b"\0.", b"\r\0", b"\n\r", b"\n\0.", b"\r\r\n"])
 @pytest.mark.parametrize("step", [1 << 12, MEGABYTE + 3])
 def test_data_flooded_with_line_ends_nuls_or_dots_is_held_back_only_a_little(flood: bytes, step: int) -> None:
     """Memory and work stay bounded for a megabyte of what could become an end, and no hop sees two messages."""

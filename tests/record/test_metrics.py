@@ -265,7 +265,7 @@ def test_reload_that_fails_shows_and_keeps_what_is_in_force() -> None:
     metrics.certificate_reload(True, 2_000_000_000)
     good = parse(metrics.render())
     metrics.rules_reload(False)
-    metrics.certificate_reload(False)
+    metrics.certificate_reload(False, 2_000_000_000)
     bad = parse(metrics.render())
     assert value(good, "rules_last_reload_success") == value(good, "certificate_last_reload_success") == 1
     assert value(bad, "rules_last_reload_success") == value(bad, "certificate_last_reload_success") == 0

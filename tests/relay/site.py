@@ -1,13 +1,13 @@
 """A proxy with the platform on script behind it, and what every test of the relay asks of the two."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.smtp_in.dialogue import Client
 from tests.smtp_in.site import MESSAGE, Site, site
-from tests.support.upstream import EXTENSIONS, Reply, Upstream
+from tests.support.upstream import Reply, Upstream
 
 MAIL = "MAIL FROM:<app@example.com>"
 ANN, BOB = "RCPT TO:<ann@example.net>", "RCPT TO:<bob@example.net>"
@@ -26,9 +26,18 @@ class Relay(Site):
     """A running proxy and the platform behind it."""
 
     def restore(self) -> None:
-        """Begin a test: a platform as it should be, which has no message yet."""
+        """Begin a test: a platform as it should be, that has no message yet, and one connection to it at rest."""
         self.upstream.script()
+        self.rest()
+        if len(self.upstream.open) != 1:
+            self.unpool()
+            self.serves()
+            self.rest()
         self.upstream.taken.clear()
+
+    def rest(self) -> None:
+        """Wait until all connections are back in the pool, those that need RSET included."""
+        self.proxy.wait_for_metric("cmail_proxy_upstream_connections", 0, state="busy")
 
     def unpool(self) -> None:
         """Close the connections at rest, so that the next message needs a new one."""
@@ -43,6 +52,7 @@ class Relay(Site):
         self.unpool()
         self.upstream.script(extensions=extensions)
         self.serves()
+        self.rest()
         self.upstream.taken.clear()
 
     def attempt(self, content: bytes = MESSAGE) -> list[str]:
@@ -80,11 +90,6 @@ def attempt(client: Client, content: bytes = MESSAGE) -> list[str]:
     return replies
 
 
-def once(first: Reply, then: Reply) -> Callable[[str], str | bytes]:
-    """A reply for the first time, and another one from then on."""
-    return in_turn(first, then)
-
-
 def in_turn(*replies: Reply) -> Callable[[str], str | bytes]:
     """Replies one after the other; the last one stays."""
     left = list(replies)
@@ -102,5 +107,3 @@ def relay(folder: Path, upstream: Upstream | None = None, **overrides: Any) -> I
     with site(folder, upstream, **overrides) as started:
         yield Relay(started.proxy, started.upstream)
 
-
-__all__ = ["EXTENSIONS", "MESSAGE", "Client", "Mapping", "Relay", "attempt", "in_turn", "once", "relay"]
