@@ -194,7 +194,9 @@ def _write_log(service: Service, submission: Submission, content: StreamedConten
             {"source": each.source, "class": each.loss_class, "action": each.action.value, "loses": each.loses}
             for each in translation.losses
         ],
-        remarks=[f"{each.kind}: {each.source} {each.text}".replace("  ", " ") for each in translation.remarks],
+        remarks=[
+            ": ".join(part for part in (each.kind, each.source, each.text) if part) for each in translation.remarks
+        ],
         line_ends_mended=content.irregular,
         outcome=submission.outcome,
         reply=str(reply) if reply else None,

@@ -335,8 +335,8 @@ class _Run:
                 if recipients < rule.min_recipients:
                     continue
                 for path in self.places_in_use(rule, key):
-                    label = rule.selector.label(name, path)
-                    if (fact := f"{label} {rule.where}") not in told:
+                    label = " ".join(part for part in (rule.selector.label(name, path), rule.contains) if part)
+                    if (fact := f"{provider} {label} {rule.loses}") not in told:
                         told.add(fact)
                         self.lost(provider, label, rule.loss_class, rule.loses, rule.where)
 
@@ -367,6 +367,8 @@ class _Run:
             return False
         if rule.when is When.PRESENT:
             return True
+        if rule.when is When.FILLED:
+            return any(leaf is not None for leaf in found)
         if rule.when is When.ENABLED:
             return any(values.switch_word(word) in values.TRUE_WORDS for word in words)
         if rule.when is When.DISABLED:
@@ -378,10 +380,13 @@ class _Run:
 
     def lost(self, provider: str, label: str, loss_class: str, loses: str, where: str) -> None:
         action = self.engine.policy.action(provider, loss_class)
+        if action is Action.DISCARD and self.login_provider not in ("", provider):
+            # Its own provider would deliver this message. To lose it in silence is worse than to say no.
+            action = Action.REFUSE
         if len(self.losses) < _MAX_NOTES:
             self.losses.append(Loss(provider, label, loss_class, action, loses, where))
         if action is Action.REFUSE:
-            self.refusals.append((action, f"{label} has no counterpart here (lost: {loses})"))
+            self.refusals.append((action, f"No counterpart here for {label} (lost: {loses})"))
         elif action is Action.DISCARD:
             self.refusals.append((action, f"{label} ({loses})"))
 
@@ -402,9 +407,9 @@ class _Run:
         repeat = self.interests[key].json
         if repeat is None:
             return [((), [self.text(index)])]
-        first = self.found[key][0]
-        if repeat is Repeat.FIRST and index != first:
-            self.remark("repeated_field", self.owner(key), self.spelled(key), "only the first one counts")
+        if repeat is Repeat.FIRST and index != next((each for each in self.found[key] if self.text(each)), index):
+            if self.text(index):
+                self.remark("repeated_field", self.owner(key), self.spelled(key), "only the first one counts")
             return []
         document = self.document(key, index)
         if document is None:

@@ -7,8 +7,8 @@ from proxy.translate.outcome import Loss, Setting, Translation
 
 _DECISIONS = {Action.REFUSE: "refused with 554 5.6.0: {}", Action.DISCARD: "discarded, answered with 250: {}"}
 _EFFECTS = {
-    Action.IGNORE: "not reported",
-    Action.WARN: "reported",
+    Action.IGNORE: "counted",
+    Action.WARN: "warned of",
     Action.REFUSE: "message refused",
     Action.DISCARD: "message discarded",
 }
@@ -21,16 +21,17 @@ def explain(translation: Translation) -> str:
 
 def _lines(translation: Translation) -> Iterator[str]:
     yield f"providers  {', '.join(translation.providers) or 'none found'}"
+    leaves = translation.action not in _DECISIONS
     for setting in translation.settings:
-        yield f"set        {setting.target}: {setting.value}"
+        yield f"{'set' if leaves else 'would set':<10} {setting.target}: {setting.value}"
         yield f"           {_origin(setting)}"
-    for name in translation.removed:
+    for name in translation.removed if leaves else ():
         yield f"removed    {name}"
     for loss in translation.losses:
         yield f"lost       {_loss(loss)}"
         yield f"           {loss.where}"
     for remark in translation.remarks:
-        yield f"remark     {remark.kind}: {' '.join(part for part in (remark.source, remark.text) if part)}"
+        yield f"remark     {remark.kind}: {': '.join(part for part in (remark.source, remark.text) if part)}"
         if remark.where:
             yield f"           {remark.where}"
     yield f"group      {translation.group or 'none (Ungrouped emails)'}"

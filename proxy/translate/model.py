@@ -32,13 +32,19 @@ TIMES = frozenset({Reading.UNIX_TIME, Reading.UTC_TIME, Reading.DATE_TIME})
 
 
 class When(enum.Enum):
-    """When a field that cannot be translated counts as being in use."""
+    """
+    When a field that cannot be translated counts as being in use.
+
+    ``set`` asks for a value that is more than null, false, 0 or empty; ``filled`` for any but null: a place-holder that
+    was to become nothing, or 0, is a place-holder all the same.
+    """
 
     SET = "set"
     PRESENT = "present"
     ENABLED = "enabled"
     DISABLED = "disabled"
     OTHER_RECIPIENTS = "other_recipients"
+    FILLED = "filled"
 
 
 class Action(enum.Enum):

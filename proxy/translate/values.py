@@ -152,7 +152,7 @@ def read_allow_list(words: list[str], rule: TranslateRule) -> bool:
         Invalid: A word is not known: whether it meant this switch cannot be told.
     """
     found = {switch_word(word) for word in words} - {""}
-    if not found <= rule.true_words | rule.false_words | rule.known:
+    if not found <= rule.true_words | rule.false_words | rule.known | FALSE_WORDS:  # "none", "False": nothing is on
         raise Invalid("an unknown word")
     return not found.isdisjoint(rule.true_words)
 
@@ -254,6 +254,8 @@ def read(rule: TranslateRule, words: list[str]) -> str:
             name = clean_name(word)
             if name:
                 return name
+        elif rule.reading in TIMES and word == "0":
+            continue
         elif rule.reading in TIMES:
             return read_time(word, rule.reading).isoformat()
         elif (on := read_switch(word, rule)) is not None:
@@ -272,8 +274,8 @@ def word(leaf: JsonValue) -> str:
 
 
 def is_set(leaf: JsonValue) -> bool:
-    """Tell whether a leaf is more than null, false, 0 or empty."""
-    return bool(leaf.strip()) if isinstance(leaf, str) else bool(leaf)
+    """Tell whether a leaf is more than null, false, 0 (also as text) or empty."""
+    return leaf.strip() not in ("", "0") if isinstance(leaf, str) else bool(leaf)
 
 
 def bare_address(text: str) -> str:

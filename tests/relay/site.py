@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.smtp_in.dialogue import Client
 from tests.smtp_in.site import MESSAGE, Site, site
-from tests.support.upstream import Reply, Upstream
+from tests.support.upstream import EXTENSIONS, Reply, Upstream
 
 MAIL = "MAIL FROM:<app@example.com>"
 ANN, BOB = "RCPT TO:<ann@example.net>", "RCPT TO:<bob@example.net>"
@@ -23,11 +23,18 @@ NONSENSE = "451 4.5.0 The next hop gave an unexpected answer, try again later"
 
 
 class Relay(Site):
-    """A running proxy and the platform behind it."""
+    """
+    A running proxy and the platform behind it.
+
+    Attributes:
+        extensions: What the platform offers when it is as it should be.
+    """
+
+    extensions: tuple[str, ...] = EXTENSIONS
 
     def restore(self) -> None:
         """Begin a test: a platform as it should be, that has no message yet, and one connection to it at rest."""
-        self.upstream.script()
+        self.upstream.script(extensions=self.extensions)
         self.rest()
         if len(self.upstream.open) != 1:
             self.unpool()
@@ -70,7 +77,7 @@ class Relay(Site):
 
     def serves_again(self) -> None:
         """Switch the script back, and require that a good message goes through."""
-        self.upstream.script()
+        self.upstream.script(extensions=self.extensions)
         self.serves()
 
 

@@ -1,5 +1,8 @@
 """A proxy and the platform behind it, shared by the tests of a module: a start costs more than a test."""
 
+import re
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.smtp_in.dialogue import QUEUED, Client
-from tests.support.proxy_process import ProxyProcess, settings
+from tests.support.proxy_process import WAIT_SECONDS, ProxyProcess, settings
 from tests.support.upstream import Upstream
 
 MESSAGE = b"From: App <app@example.com>\r\nTo: ann@example.net\r\nSubject: hi\r\n\r\nbody\r\n.\r\n"
+
+_ID = re.compile(r" with [A-Z0-9]+ id (\S+);")
 
 
 @dataclass
@@ -63,6 +68,21 @@ class Site:
             end = content.index(b"\r\n", end + 2)
         return content[end + 2 :]
 
+    def lines(self) -> list[dict[str, Any]]:
+        """The log lines of all messages the platform has, in its order; waits for those that are not written yet."""
+        ids = [_ID.findall(taken.content.decode("latin-1"))[0] for taken in self.upstream.taken]
+        return [self.line(id=each) for each in ids]
+
+    def line(self, **fields: Any) -> dict[str, Any]:
+        """Wait for a message's log line in which these fields stand."""
+        until = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < until:
+            for event in self.proxy.events("message"):
+                if all(event[name] == value for name, value in fields.items()):
+                    return event
+            time.sleep(0.02)
+        raise AssertionError(f"no line with {fields}: {self.proxy.events('message')}")
+
     def serves(self) -> None:
         """Require that a good client is served by the same process as ever."""
         if self.proxy.process.poll() is not None:
@@ -84,3 +104,11 @@ def site(folder: Path, upstream: Upstream | None = None, **overrides: Any) -> It
             errors = proxy.events("internal_error")
             if errors:
                 raise AssertionError(errors)
+
+
+@contextmanager
+def nobody() -> Iterator[int]:
+    """Give a port on which nobody listens, and keep it so."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.smtp_in.dialogue import QUEUED, START_MAIL, TOO_MANY_ERRORS, Client, base64_of, plain, trusting
-from tests.smtp_in.site import MESSAGE, Site, site
+from tests.smtp_in.site import MESSAGE, Site, nobody, site
 from tests.support.proxy_process import TOKEN, WAIT_SECONDS, settings
-from tests.support.upstream import Upstream
 
 REQUIRED, OPTIONAL, ONLY_TLS, ALWAYS, NETWORK, OTHER_NETWORK = range(6)
 """Listeners of the shared proxy, by their place in the settings."""
@@ -96,7 +95,7 @@ def test_auth_plain_with_initial_response_lets_send(here: Site) -> None:
         assert client.say("MAIL FROM:<app@example.com>") == AUTH_FIRST
         assert client.say(f"AUTH PLAIN {plain(TOKEN, TOKEN)}") == ACCEPTED
         assert client.data(MESSAGE) == QUEUED
-    assert here.proxy.events("message")[-1]["login"] == "billing"
+    assert [line["login"] for line in here.lines()] == ["billing"]
     assert b"with ESMTPA id " in here.upstream.taken[0].content
 
 
@@ -116,7 +115,7 @@ def test_auth_login_asks_for_both_parts(here: Site, mechanism: str) -> None:
         assert client.say(base64_of("apikey")) == PASSWORD
         assert client.say(base64_of(SECRETS["sendgrid"])) == ACCEPTED
         assert client.data(MESSAGE) == QUEUED
-    assert here.proxy.events("message")[-1]["login"] == "legacy"
+    assert [line["login"] for line in here.lines()] == ["legacy"]
 
 
 def test_auth_login_with_initial_response_asks_for_the_password_only(here: Site) -> None:
@@ -173,16 +172,14 @@ def test_discard_login_is_answered_as_sent_and_nothing_is(here: Site) -> None:
         assert client.say("QUIT") == "221 2.0.0 Bye"
     assert len(here.commands()) == before
     assert here.upstream.taken == []
-    assert here.proxy.events("message")[-1]["outcome"] == "discarded"
+    assert here.line(login="tests")["outcome"] == "discarded"
 
 
 def test_discard_login_works_while_the_platform_is_down(tmp_path: Path) -> None:
     """Test mode needs no platform; every other login hears of its absence as 451."""
-    platform = Upstream()
-    platform.stop()
-    with site(
+    with nobody() as closed_port, site(
         tmp_path,
-        platform,
+        relay={"port": closed_port},
         listeners=[listener()],
         tokens=[{"name": "billing", "token": TOKEN}],
         logins=[{"name": "tests", "username": "t", "password": "t-password", "discard": True}],
@@ -254,7 +251,7 @@ def test_five_failures_end_the_session(here: Site) -> None:
         assert client.closed()
     assert here.proxy.metric("cmail_proxy_auth_attempts_total", result="refused") == refused + 5
     assert here.proxy.metric("cmail_proxy_sessions_dropped_total", reason="auth_failures") >= 1
-    assert len(here.proxy.events("auth_refused")) == lines + 5
+    here.proxy.event("auth_refused", lines + 5)
 
 
 def test_overlong_auth_line_is_refused(here: Site) -> None:
@@ -360,7 +357,7 @@ def test_issued_token_works_within_seconds_and_stops_when_revoked(here: Site) ->
     with here.client() as client:
         assert client.say(f"AUTH PLAIN {plain(issued, issued)}") == ACCEPTED
         assert client.data(MESSAGE) == QUEUED
-    assert here.proxy.events("message")[-1]["login"] == "cron"
+    assert [line["login"] for line in here.lines()] == ["cron"]
     assert token(here, "revoke", "cron") == "revoked: cron"
     until(FAILED)
     assert issued not in here.proxy.log_file.read_text("utf-8")

@@ -87,7 +87,7 @@ class Upstream:
     Args:
         replies: By stage (``banner``, ``EHLO``, ``STARTTLS``, ``TLS``, ``AUTH``, ``MAIL``, ``RCPT``, ``DATA``, ``dot``,
             ``RSET``): a reply (several lines parted by LF), octets to send as they are, one of the words above, or a
-            function of the command that gives one. ``TLS`` stands in place of the handshake. ``after:N`` acts when N
+            function of the command that gives one. ``TLS`` answers ClientHello in place of the handshake. ``after:N`` acts when N
             octets of the message have arrived: its reply is sent early.
         extensions: What EHLO offers.
         context: TLS context; STARTTLS is offered with it.
@@ -265,6 +265,7 @@ class _Conversation:
 
     def secure(self) -> bool:
         if "TLS" in self.server.replies:
+            self.receive()
             return self.say("TLS", "") and self.wait_for_end()
         assert self.server.context is not None
         sock = self.server.context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)

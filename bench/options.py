@@ -1,0 +1,34 @@
+"""What the user asked for on the command line, as every part wants it."""
+
+from attrs import frozen
+
+
+@frozen
+class Options:
+    """
+    Options of a run.
+
+    Args:
+        quick: Few and small measurements: to see that it works, not for figures.
+        rounds: Times each measurement is made; 0 for the part's own number.
+        workers: Processes of the proxy that share its listener.
+        count: Messages of one measurement in ``relay``; 0 for each scenario's own number.
+    """
+
+    quick: bool = False
+    rounds: int = 0
+    workers: int = 1
+    count: int = 0
+
+    def rounds_or(self, usual: int) -> int:
+        """The number of rounds."""
+        return self.rounds or (1 if self.quick else usual)
+
+    def command(self, part: str) -> str:
+        """The command that repeats a part with these options."""
+        words = [".venv/bin/python bench/run.py", part]
+        words += ["--quick"] if self.quick else []
+        words += [f"--rounds {self.rounds}"] if self.rounds else []
+        words += [f"--workers {self.workers}"] if self.workers != 1 else []
+        words += [f"--count {self.count}"] if self.count else []
+        return " ".join(words)

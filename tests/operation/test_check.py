@@ -1,0 +1,212 @@
+"""``check``: what is said of settings and rules, word for word."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.operation.program import run, write_settings
+
+LISTENER = {"address": "127.0.0.1", "port": 2525, "tls": "none", "auth": "none"}
+RELAY = {"host": "smtp.example.com"}
+PROVIDERS = ["mailgun", "mailjet", "mandrill", "postmark", "sendgrid"]
+KEEPS = "rules.when_absent: provider keeps what {0} did"
+LEFT_OFF = "left {1} off where an app said nothing, and the platform has them on"
+WHEN_ABSENT = f"warning: rules.when_absent: platform: {{0}} {LEFT_OFF}; {KEEPS}"
+ALL_OFF = "X-Cmail-TrackOpens, X-Cmail-TrackClicks, X-Cmail-InlineCSS"
+INLINING_OFF = "X-Cmail-InlineCSS"
+
+
+def settings(folder: Path, **sections: Any) -> Path:
+    """Write settings that serve without a warning, but for *sections*; each section has a line, in this order."""
+    values = {"listeners": [LISTENER], "relay": RELAY, "rules": {"when_absent": "provider"}, **sections}
+    return write_settings(folder / "settings.yaml", values)
+
+
+def check(folder: Path, **sections: Any) -> tuple[int, list[str], list[str]]:
+    """Check settings: exit code, standard output and standard error."""
+    settings(folder, **sections)
+    done = run("check", "--config", "settings.yaml", cwd=folder)
+    return done.returncode, done.stdout.decode().splitlines(), done.stderr.decode().splitlines()
+
+
+def test_good_settings_are_summed_up_in_a_line(tmp_path: Path) -> None:
+    """Settings that would serve: exit code 0, one line that tells what would run, and nothing to warn of."""
+    code, out, errors = check(tmp_path)
+    assert (code, errors) == (0, [])
+    (line,) = out
+    before, after = line.split(" rules of ")
+    assert before.removeprefix("ok: ").isdecimal()
+    where = "listening on 127.0.0.1:2525 (none); relaying to smtp.example.com:587"
+    assert after == f"{', '.join(PROVIDERS)}; {where}"
+
+
+def test_settings_by_environment_alone_are_checked() -> None:
+    """Without a file the environment is all there is, and problems name its variables."""
+    environ = {"CMAIL_PROXY_LISTENERS__0__AUTH": "none", "CMAIL_PROXY_LISTENERS__0__TLS": "none"}
+    done = run("check", environ={**environ, "CMAIL_PROXY_RULES__PROVIDERS": "[mailgun]"})
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().splitlines() == [
+        WHEN_ABSENT.format("Mailgun", ALL_OFF),
+        "error: environment: CMAIL_PROXY_RELAY__HOST: found nothing; expected the platform's SMTP host (delivery "
+        "without a relay comes with the sending core (route deliver), which this version does not have yet; set "
+        "relay.host)",
+        "cmail-proxy: 1 problem",
+    ]
+
+
+def test_config_variable_names_the_file(tmp_path: Path) -> None:
+    """CMAIL_PROXY_CONFIG stands for --config."""
+    done = run("check", environ={"CMAIL_PROXY_CONFIG": str(settings(tmp_path))})
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_warnings_go_to_standard_error_and_do_not_count(tmp_path: Path) -> None:
+    """What is lawful but may not be meant is told, and the exit code stays 0."""
+    code, out, errors = check(tmp_path, listeners=[{**LISTENER, "tls": "starttls", "auth": "optional"}])
+    assert (code, len(out)) == (0, 1)
+    assert errors == [
+        "warning: settings.yaml:1: listeners[0].tls: STARTTLS is not offered, because there is no certificate",
+        "warning: settings.yaml:1: listeners[0].auth: nobody can log in; cmail-proxy token add NAME issues a token",
+    ]
+
+
+def test_platform_defaults_that_change_a_provider_are_warned_of(tmp_path: Path) -> None:
+    """By default nothing is said for an app that says nothing; what the provider did then is told for each."""
+    code, _, errors = check(tmp_path, rules={"providers": PROVIDERS})
+    assert code == 0
+    assert errors == [
+        WHEN_ABSENT.format("Mailgun", ALL_OFF),
+        WHEN_ABSENT.format("Mailjet", INLINING_OFF),
+        WHEN_ABSENT.format("Mandrill (Mailchimp Transactional)", INLINING_OFF),
+        WHEN_ABSENT.format("Postmark", ALL_OFF),
+        WHEN_ABSENT.format("SendGrid", INLINING_OFF),
+    ]
+
+
+@pytest.mark.parametrize("when_absent", ["provider", {"mailgun": {"X-Cmail-TrackOpens": False}}], ids=json.dumps)
+def test_decision_on_absent_fields_silences_the_warning(tmp_path: Path, when_absent: object) -> None:
+    """Who has decided what to write for silent apps is not asked again."""
+    assert check(tmp_path, rules={"when_absent": when_absent})[::2] == (0, [])
+
+
+def test_problems_of_settings_and_rules_come_all_at_once(tmp_path: Path) -> None:
+    """One run shows what is wrong with the settings and with every rule file, each with file, line and key."""
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    (rules / "acme.yaml").write_text(
+        "title: Acme\n"
+        "fields: [X-Acme-*, Subject]\n"
+        "translate:\n"
+        "  - {field: X-Acme-Group, to: X-Cmail-Group}\n"
+        "  - {field: X-Acme-Open, to: X-Cmail-TrackOpens, as: switch, true_iff: [sure]}\n"
+    )
+    (rules / "other.yaml").write_text("fields: [X-Other-*]\nuntranslatable: [{field: X-Other-Time, class: late}]\n")
+    code, out, errors = check(
+        tmp_path,
+        listeners=[{**LISTENER, "address": "0.0.0.0"}],
+        relay={"port": 587},
+        rules={"providers": ["acme", "other"], "directories": ["rules"], "when_absent": "provider"},
+    )
+    assert (code, out) == (1, [])
+    keys = "field, at, list, skip_prefix, key, to, as, true_if, false_if, known, optional, class, loses, on_invalid"
+    classes = (
+        "test_mode, recipients, privacy, text, unsubscribe, time, duplicates, links, content, ambiguous, metadata, "
+        "infrastructure"
+    )
+    assert errors == [
+        "error: settings.yaml:2: relay.host: found nothing; expected the platform's SMTP host (delivery without a relay "
+        "comes with the sending core (route deliver), which this version does not have yet; set relay.host)",
+        "error: settings.yaml:1: listeners[0].auth: found 'none' on 0.0.0.0 without allow_networks; expected auth "
+        "required, or the networks whose mail is taken (whoever reaches the port could send through it: an open relay)",
+        f"error: {rules}/acme.yaml:2: fields[1]: found 'Subject'; expected fields of this provider (it would remove "
+        "subject)",
+        f"error: {rules}/acme.yaml:4: translate[0].to: found 'X-Cmail-Group'; expected one of X-Cmail-GroupName, "
+        "X-Cmail-TrackOpens, X-Cmail-TrackClicks, X-Cmail-InlineCSS, deliver_at",
+        f"error: {rules}/acme.yaml:5: translate[1].true_iff: found unknown key 'true_iff'; expected one of {keys}",
+        f"error: {rules}/other.yaml:1: found no key 'title'; expected title, fields",
+        f"error: {rules}/other.yaml:2: untranslatable[0].class: found 'late'; expected one of {classes}",
+        f"error: {rules}/other.yaml:2: untranslatable[0].loses: found nothing; expected a few words on what is lost",
+        "cmail-proxy: 8 problems",
+    ]
+
+
+def test_problems_of_single_values_do_not_hide_those_of_rules(tmp_path: Path) -> None:
+    """A value that cannot be read in one section does not keep another section's rule files from being checked."""
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    (rules / "acme.yaml").write_text("title: Acme\nfields: [X-Acme-*]\nuntranslatable: none\n")
+    code, _, errors = check(
+        tmp_path,
+        listeners=[{**LISTENER, "port": 99999}],
+        rules={"providers": ["acme"], "directories": ["rules"], "when_absent": "provider"},
+    )
+    assert code == 1
+    assert errors == [
+        "error: settings.yaml:1: listeners[0].port: found 99999; expected an integer from 0 to 65535",
+        f"error: {rules}/acme.yaml:3: untranslatable: found 'none'; expected a list of rules",
+        "cmail-proxy: 2 problems",
+    ]
+
+
+def test_provider_without_a_rule_file_is_named_with_its_place(tmp_path: Path) -> None:
+    """A misspelled provider is a problem of the settings file: with its line, its key, and the names there are."""
+    code, _, errors = check(tmp_path, rules={"providers": ["mailgun", "sendgird"], "when_absent": "provider"})
+    assert code == 1
+    assert errors == [
+        "error: settings.yaml:3: rules.providers[1]: found 'sendgird'; expected one of mailgun, mailjet, mandrill, "
+        "postmark, sendgrid, symfony",
+        "cmail-proxy: 1 problem",
+    ]
+
+
+def test_names_that_no_rule_file_knows_are_problems(tmp_path: Path) -> None:
+    """A provider of a listener that has no active rules, and an optional rule that does not exist, are told."""
+    code, _, errors = check(
+        tmp_path,
+        listeners=[{**LISTENER, "provider": "mandrill"}],
+        rules={"providers": ["mailgun"], "optional": ["subaccount"], "when_absent": "provider"},
+    )
+    assert code == 1
+    assert errors == [
+        "error: settings.yaml:1: listeners[0].provider: found 'mandrill'; expected one of rules.providers: mailgun",
+        "error: settings.yaml:3: rules.optional[0]: found 'subaccount'; expected nothing: the active rule files have no "
+        "optional rules",
+        "cmail-proxy: 2 problems",
+    ]
+
+
+@pytest.mark.parametrize("auth", ["none", "optional"])
+def test_open_relay_is_refused(tmp_path: Path, auth: str) -> None:
+    """A listener that other machines reach and that takes mail from everybody does not start."""
+    code, out, errors = check(tmp_path, listeners=[{**LISTENER, "address": "0.0.0.0", "auth": auth}])
+    assert (code, out) == (1, [])
+    error = (
+        f"error: settings.yaml:1: listeners[0].auth: found '{auth}' on 0.0.0.0 without allow_networks; expected auth "
+        "required, or the networks whose mail is taken (whoever reaches the port could send through it: an open relay)"
+    )
+    assert error in errors
+
+
+def test_missing_settings_file_is_a_problem(tmp_path: Path) -> None:
+    """A file that was named and is not there does not mean the defaults."""
+    done = run("check", "--config", "none.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().splitlines() == [
+        "error: none.yaml: found no file that can be read: No such file or directory; expected a settings file",
+        "cmail-proxy: 1 problem",
+    ]
+
+
+def test_secrets_are_not_in_what_check_says(tmp_path: Path) -> None:
+    """Problems with secrets name their key and not their value."""
+    code, _, errors = check(
+        tmp_path,
+        relay={**RELAY, "username": "api", "password": "relay-secret", "port": "relay-secret"},
+        tokens=[{"name": "one", "token": "shared-secret"}, {"name": "two", "token": "shared-secret"}],
+        logins=[{"name": "three", "password": ["shared-secret"]}],
+    )
+    assert code == 1
+    assert "shared-secret" not in "\n".join(errors)
+    assert "error: settings.yaml:2: relay.port: found 'relay-secret'; expected an integer from 1 to 65535" in errors

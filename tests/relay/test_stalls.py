@@ -1,0 +1,98 @@
+"""A platform that stops talking, at each point: the app gets 451 within the set limit, and the next message goes."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.relay.site import ANN, BOB, LOST, MAIL, MAIL_OK, NO_CONNECTION, RCPT_OK, Relay, relay
+from tests.smtp_in.dialogue import QUEUED, START_MAIL
+from tests.smtp_in.site import MESSAGE
+from tests.support.upstream import STALL, Upstream
+
+SECONDS = 2
+"""As short as a busy machine allows: a good message must never take so long."""
+
+OPENED = [MAIL_OK, RCPT_OK, RCPT_OK, START_MAIL]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    """A proxy with little patience."""
+    limits = {
+        "connect_seconds": SECONDS,
+        "reply_seconds": SECONDS,
+        "final_reply_seconds": SECONDS,
+        "wait_seconds": SECONDS,
+    }
+    with relay(tmp_path_factory.mktemp("stalls"), Upstream(receive_buffer=65_536), relay=limits) as started:
+        started.warm_up()
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("stage", "heard", "reason"),
+    [
+        pytest.param("banner", [NO_CONNECTION], "no reply within 2 s", id="banner"),
+        pytest.param("EHLO", [NO_CONNECTION], "no reply within 2 s", id="ehlo"),
+        pytest.param("MAIL", [MAIL_OK, LOST, LOST], "no reply within 2 s", id="mail"),
+        pytest.param("RCPT", [MAIL_OK, LOST, LOST], "no reply within 2 s", id="rcpt"),
+        pytest.param("DATA", [*OPENED, LOST], "no reply within 2 s", id="data"),
+        pytest.param("dot", [*OPENED, LOST], "no reply within 2 s", id="dot"),
+    ],
+)
+def test_stall_of_the_platform_is_451(here: Relay, stage: str, heard: list[str], reason: str) -> None:
+    """Every wait for a reply ends; the log says where, and the same proxy serves the next message."""
+    if stage in ("banner", "EHLO", "MAIL"):
+        here.unpool()  # at MAIL, a connection that rested would be replaced first
+    failures = len(here.proxy.events("upstream_failed"))
+    here.upstream.script({stage: STALL})
+    assert here.attempt() == heard
+    failed = here.proxy.event("upstream_failed", failures + 1)
+    assert (failed["stage"], failed["reason"]) == ({"banner": "banner", "EHLO": "ehlo"}.get(stage, "transaction"), reason)
+    here.serves_again()
+
+
+def test_stall_at_the_second_recipient_is_451(here: Relay) -> None:
+    """The recipient before it was accepted, so the message as a whole is 451 at the dot."""
+    here.upstream.script({"RCPT": lambda line: STALL if line == BOB else RCPT_OK})
+    assert here.attempt() == [MAIL_OK, RCPT_OK, LOST, START_MAIL, LOST]
+    assert not here.upstream.taken
+    here.serves_again()
+
+
+def test_stall_in_the_body_is_451(here: Relay) -> None:
+    """A platform that reads no more is given up; the rest of the app's data is swallowed."""
+    here.upstream.script({"after:1000": STALL})
+    with here.client() as client:
+        client.envelope()
+        client.send(b"Subject: large\r\n\r\n" + b"0123456789abcdef\r\n" * 1_200_000 + b".\r\n")
+        assert client.reply() == LOST
+        here.upstream.script()
+        assert client.data(MESSAGE) == QUEUED
+    here.serves_again()
+
+
+def test_stall_at_rset_keeps_no_app_waiting(here: Relay) -> None:
+    """The app's RSET is answered at once; the connection that stalls is never used again."""
+    (dialogue,) = here.upstream.open
+    here.upstream.script({"RSET": STALL})
+    with here.client() as client:
+        assert [client.say(MAIL), client.say(ANN)] == [MAIL_OK, RCPT_OK]
+        assert client.say("RSET") == "250 2.0.0 OK"
+        here.upstream.wait_for(lambda: dialogue.commands[-1] == "RSET")
+        assert client.data(MESSAGE) == QUEUED
+    here.rest()  # the proxy gave the stalled one up
+    here.serves_again()
+    assert dialogue.commands[-1] == "RSET"
+
+
+def test_platform_that_stalls_for_one_app_serves_the_others(here: Relay) -> None:
+    """While one transaction waits for its reply, messages of other apps pass."""
+    here.upstream.script({"RCPT": lambda line: STALL if line == BOB else RCPT_OK})
+    with here.client() as waiting:
+        assert [waiting.say(MAIL), waiting.say(ANN)] == [MAIL_OK, RCPT_OK]
+        waiting.send(f"{BOB}\r\n".encode())
+        for _ in range(3):
+            here.serves()
+        assert waiting.reply() == LOST
+    here.serves_again()

@@ -1,0 +1,300 @@
+"""What has no counterpart: when it counts as in use, and what then happens to the message."""
+
+import pytest
+
+from proxy.translate.model import DEFAULT_ACTIONS, Action, Strip
+from proxy.translate.outcome import Loss
+from tests.translate.drive import CLICKS, GROUP, engine, kinds, octets, own, run, values
+
+PLAIN = "title: x\nfields: [X-A]\nuntranslatable: [{{field: X-A, class: text, loses: it, {}}}]\n"
+JSON = (
+    "title: x\nfields: [X-J]\njson: {{X-J: {{}}}}\n"
+    "untranslatable: [{{field: X-J, class: text, loses: it, at: a.b, {}}}]\n"
+)
+
+
+def in_use(text: str, *fields: str | bytes, to: int | tuple[str, ...] = 1) -> bool:
+    return bool(run(own(text), *fields, to=to).losses)
+
+
+# Conditions
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "lost"),
+    [
+        ("when: set", "v", True),
+        ("when: set", "0", True),
+        ("when: set", "", False),
+        ("when: set", " \t ", False),
+        ("when: present", "v", True),
+        ("when: enabled", "Yes", True),
+        ("when: enabled", "no", False),
+        ("when: enabled", "perhaps", False),
+        ("when: enabled", "", False),
+        ("when: disabled", "Off", True),
+        ("when: disabled", "none", True),
+        ("when: disabled", "on", False),
+        ("when: disabled", "", False),
+        ("is: [Two, '2']", "2", True),
+        ("is: [Two, '2']", ' "TWO" ', True),
+        ("is: [Two, '2']", "22", False),
+        ("is: [Two, '2']", "", False),
+        ("contains: Broad", "my-BROADcast", True),
+        ("contains: Broad", "narrow", False),
+        ("contains: a b", b"a\r\n b", True),
+        ("contains: a b", b"=?utf-8?q?a_b?=", True),
+        ('list: ",", is: [x]', "a, X ,b", True),
+        ('list: ",", is: [x]', "a,xx", False),
+        ('list: ","', ", ,", False),
+        ('list: ",", skip_prefix: _', "_a,_b", False),
+        ('list: ",", skip_prefix: _', "_a,b", True),
+        ('list: ";", key: k, when: enabled', "j=0; K = on", True),
+        ('list: ";", key: k, when: enabled', "j=on; k=off", False),
+        ('list: ";", key: k', "j=1", False),
+        ('list: ";", key: k', "k", True),
+        ("when: enabled, contains: y", "yes", True),
+        ("when: enabled, contains: y", "on", False),
+    ],
+)
+def test_condition_on_a_plain_field_holds_when_it_is_in_use(condition: str, value: str | bytes, lost: bool) -> None:
+    """A field that is switched off or empty is harmless; each condition says what counts, and all must hold."""
+    field = b"X-A: " + (value.encode() if isinstance(value, str) else value)
+    assert in_use(PLAIN.format(condition), field) is lost
+
+
+@pytest.mark.parametrize(
+    ("condition", "document", "lost"),
+    [
+        ("when: set", "v", True),
+        ("when: set", 1, True),
+        ("when: set", "0", False),
+        ("when: set", "false", False),
+        ("when: set", "null", False),
+        ("when: set", '""', False),
+        ("when: set", '" "', False),
+        ("when: set", "[]", False),
+        ("when: set", "{}", False),
+        ("when: set", '[null, 0, {"c": ""}]', False),
+        ("when: set", '[null, 0, {"c": "v"}]', True),
+        ("when: set", "0.5", True),
+        ("when: present", "null", True),
+        ("when: present", "{}", True),
+        ("when: enabled", "true", True),
+        ("when: enabled", "1", True),
+        ("when: enabled", '"1"', True),
+        ("when: enabled", "[0, true]", True),
+        ("when: enabled", "0", False),
+        ("when: enabled", "null", False),
+        ("when: disabled", "false", True),
+        ("when: disabled", '"No"', True),
+        ("when: disabled", "null", False),
+        ("is: ['7']", "7", True),
+        ("contains: 'ru'", "true", True),
+        ("contains: x", '{"c": ["ax"]}', True),
+    ],
+)
+def test_condition_on_a_json_value_holds_when_it_is_in_use(condition: str, document: str | int, lost: bool) -> None:
+    """Some leaf must be more than null, false, 0 or empty; a key that is missing is never in use."""
+    document = '"v"' if document == "v" else document
+    assert in_use(JSON.format(condition), f'X-J: {{"a":{{"b":{document}}}}}') is lost
+    assert not in_use(JSON.format(condition), 'X-J: {"a":{"c":true}}')
+    assert not in_use(JSON.format(condition), "X-J: {}")
+    assert not in_use(JSON.format(condition), "X-J:")
+
+
+@pytest.mark.parametrize(("recipients", "lost"), [(0, False), (1, False), (2, True), (25, True)])
+def test_condition_on_the_number_of_recipients_counts_the_envelope(recipients: int, lost: bool) -> None:
+    """A single recipient has nobody to be hidden from."""
+    assert (
+        in_use(PLAIN.format("min_recipients: 2"), "X-A: v", "To: a@example.com, b@example.com", to=recipients) is lost
+    )
+
+
+@pytest.mark.parametrize(
+    ("named", "accepted", "lost"),
+    [
+        ("a@example.com", ("a@example.com",), False),
+        ("Jane <A@Example.com>", ("a@example.COM",), False),
+        ("a@example.com", ("b@example.com",), True),
+        ("a@example.com", ("a@example.com", "b@example.com"), True),
+        ("a@example.com, b@example.com", ("b@example.com", "a@example.com"), False),
+        ("a@example.com, a@example.com", ("a@example.com",), False),
+        ("", ("a@example.com",), False),
+        (" , ", ("a@example.com",), False),
+    ],
+)
+def test_condition_on_other_recipients_compares_bare_addresses(
+    named: str, accepted: tuple[str, ...], lost: bool
+) -> None:
+    """Order, case, names and repetition make no difference; an empty list names nobody."""
+    assert in_use(PLAIN.format('when: other_recipients, list: ","'), f"X-A: {named}", to=accepted) is lost
+
+
+# Actions
+
+
+@pytest.mark.parametrize("loss_class", DEFAULT_ACTIONS)
+def test_class_of_a_loss_decides_what_happens(loss_class: str) -> None:
+    """Each class has its action, which the message gets."""
+    action = {
+        "test_mode": "discard",
+        **dict.fromkeys(("recipients", "privacy", "text"), "refuse"),
+        **dict.fromkeys(("metadata", "infrastructure"), "ignore"),
+    }.get(loss_class, "warn")
+    found = run(own(PLAIN.format("").replace("text", loss_class)), "X-A: v")
+    assert found.losses == (Loss("acme", "X-A", loss_class, Action(action), "it", "acme.yaml:3"),)
+    assert found.action is Action(action)
+    reasons = {"refuse": "X-A has no counterpart here (lost: it)", "discard": "X-A (it)"}
+    assert found.reason == reasons.get(action, "")
+
+
+def test_actions_of_the_operator_replace_the_default_by_class_and_by_provider() -> None:
+    """The word on one provider's class outranks the word on the class."""
+    rules = engine(
+        actions_by_class={"time": Action.REFUSE, "privacy": Action.IGNORE},
+        actions_by_provider={"mandrill": {"time": Action.DISCARD}},
+    )
+    assert run(rules, "X-Mailgun-Deliver-Within: 1h").action is Action.REFUSE
+    assert run(rules, "X-MC-SendAt: 2026-11-23 09:00:00").action is Action.DISCARD
+    assert run(rules, "X-MC-PreserveRecipients: no", to=2).action is Action.IGNORE
+    assert run(rules, "X-MC-Template: t").action is Action.REFUSE
+
+
+@pytest.mark.parametrize("strip", Strip)
+def test_softened_rules_refuse_nothing_and_still_discard_test_mode(strip: Strip) -> None:
+    """For a first look at live traffic; test mail reaches nobody unless its own provider still gets the field."""
+    rules = engine(soften=True, strip=strip, actions_by_class={"time": Action.REFUSE})
+    for field in ("X-MC-Template: t", "X-MC-BccAddress: a@example.com", "X-Mailgun-Deliver-Within: 1h"):
+        assert run(rules, field).action is Action.WARN
+    drop = run(rules, "X-Mailgun-Drop-Message: yes").action
+    assert drop is (Action.WARN if strip is Strip.NONE else Action.DISCARD)
+
+
+def test_softened_rules_do_not_let_invalid_values_through() -> None:
+    """Refusing what cannot be read is a decision of its own."""
+    assert run(engine(soften=True, refuse_invalid=True), "X-SMTPAPI: {").action is Action.REFUSE
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_strongest_action_decides_whatever_stands_first(order: int) -> None:
+    """Test mode outranks a refusal, a refusal a warning; all losses are told."""
+    fields = ["X-Mailgun-Drop-Message: on", "X-MC-Template: t", "X-MC-AutoHtml: y", "X-MC-IpPool: p"][::order]
+    found = run(engine(), *fields)
+    assert (found.action, found.reason) == (Action.DISCARD, "X-Mailgun-Drop-Message (test mode that delivers nothing)")
+    assert sorted(loss.action.value for loss in found.losses) == ["discard", "ignore", "refuse", "warn"]
+    assert run(engine(), *fields[1:3]).action is Action.REFUSE
+
+
+def test_first_of_two_refusals_gives_the_reason() -> None:
+    """One line for the peer: what stands first in the message."""
+    found = run(engine(), "X-MJ-TemplateID: 1", "X-MC-BccAddress: a@example.com")
+    assert found.reason == "X-MJ-TemplateID has no counterpart here (lost: body from the stored template)"
+
+
+def test_refused_message_still_has_its_whole_translation() -> None:
+    """The log line of a refused message tells all that an accepted one would."""
+    found = run(engine(), "X-MC-Template: t", "X-MC-Tags: a")
+    assert (found.action, found.group, found.section) == (Action.REFUSE, "a", octets(f"{GROUP}: a"))
+
+
+# Places
+
+
+def test_loss_of_a_wildcard_is_told_once_by_the_name_of_the_rule() -> None:
+    """The message's own names never get into logs or metric labels."""
+    found = run(engine(), "X-PM-Metadata-a: 1", "X-PM-Metadata-secret: 2", "X-PM-Metadata-: 3", "X-PM-Metadata: 4")
+    assert [loss.source for loss in found.losses] == ["X-PM-Metadata-*"]
+    assert found.removed == ("X-PM-Metadata-a", "X-PM-Metadata-secret", "X-PM-Metadata-")
+
+
+def test_loss_of_a_repeated_field_is_told_once_and_of_each_alias() -> None:
+    """One fact for one place."""
+    found = run(engine(), "X-MC-Meta: a", "X-MC-Metadata: b", "X-MC-META: c")
+    assert [loss.source for loss in found.losses] == ["X-MC-Meta", "X-MC-Metadata"]
+
+
+def test_loss_in_any_occurrence_counts() -> None:
+    """The first field being empty or off does not hide the second."""
+    assert run(engine(), "X-Mailgun-Drop-Message: no", "X-Mailgun-Drop-Message: yes").action is Action.DISCARD
+
+
+@pytest.mark.parametrize(
+    ("field", "losses"),
+    [
+        ("Content-Type: multipart/mailgun-variables; boundary=b", 2),
+        ("content-type : Multipart/Mailgun-Variables", 2),
+        (b"Content-Type:\r\n\tmultipart/mailgun-\r\n variables", 0),
+        (b"Content-Type:\r\n\tmultipart/mailgun-variables;\r\n boundary=b", 2),
+        ("Content-Type: =?us-ascii?q?multipart/mailgun-variables?=", 2),
+        ("Content-Type: text/plain; name=mailgun-variables", 0),
+        ("List-Unsubscribe: <%unsubscribe_url%>", 1),
+        ("List-Unsubscribe: <mailto:%TAG_unsubscribe_email%>", 1),
+        ("List-Unsubscribe: <https://example.com/unsubscribe_me?a=%20>", 0),
+    ],
+)
+def test_loss_in_a_field_of_mail_itself_is_seen_and_the_field_stays(field: str | bytes, losses: int) -> None:
+    """A container or a mark that only the old provider understands is noticed in a message without other controls."""
+    found = run(engine(), "Subject: s", field, to=2)
+    assert len(found.losses) == losses
+    assert (found.section, found.removed, found.providers) == (None, (), ())
+
+
+def test_loss_in_a_broken_document_counts_only_where_the_rule_wants_the_whole_of_it() -> None:
+    """What stands in it cannot be known, but that the app wanted merge tags filled is plain."""
+    merge = run(engine(), "X-MC-MergeVars: {bad")
+    assert (merge.action, kinds(merge)) == (Action.REFUSE, ["invalid_value"])
+    assert merge.reason == "X-MC-MergeVars has no counterpart here (lost: merge tags stay unfilled)"
+    found = run(engine(), 'X-SMTPAPI: {"to":["x@example.com"]')
+    assert (found.losses, found.action) == ((), Action.IGNORE)
+
+
+def test_loss_and_setting_may_come_from_one_field() -> None:
+    """A value that is translated may still lose something."""
+    found = run(engine(), "X-MC-Track: opens, clicks_textonly")
+    assert values(found)[CLICKS] == "false"
+    assert [loss.loses for loss in found.losses] == ["click counts of the text part"]
+
+
+def test_losses_beyond_what_is_noted_still_decide() -> None:
+    """The list for the log is bounded; the decision is not."""
+    rules = "".join(f"  - {{field: X-A{number}, class: metadata, loses: it}}\n" for number in range(60))
+    last = "  - {field: X-Last, class: test_mode, loses: test mode}\n"
+    found = run(
+        own(f"title: x\nfields: [X-A*, X-Last]\nuntranslatable:\n{rules}{last}"),
+        *(f"X-A{number}: v" for number in range(60)),
+        "X-Last: v",
+    )
+    assert (len(found.losses), found.action, len(found.removed)) == (50, Action.DISCARD, 61)
+
+
+def test_remarks_are_bounded_and_not_repeated() -> None:
+    """A message made to fill the log fills a bounded part of it."""
+    rules = "".join(f"  - {{field: X-A{number}, to: {CLICKS}, as: switch}}\n" for number in range(60))
+    json = ", ".join(f"X-A{number}: {{}}" for number in range(60))
+    found = run(
+        own(f"title: x\nfields: [X-A*]\njson: {{{json}}}\ntranslate:\n{rules}"),
+        *(f"X-A{number % 60}: {{" for number in range(120)),
+    )
+    assert kinds(found) == ["invalid_value"]
+    lossy = "".join(f"  - {{field: X-A{number}, class: metadata, loses: it}}\n" for number in range(60))
+    found = run(
+        own(f"title: x\nfields: [X-A*]\njson: {{{json}}}\nuntranslatable:\n{lossy}"),
+        *(f"X-A{number % 60}: {{" for number in range(120)),
+    )
+    assert kinds(found) == ["invalid_value"] * 50
+
+
+def test_remark_on_a_document_that_only_a_wildcard_watches_names_it_as_the_file_does() -> None:
+    """Remarks become metric labels, so they use the rule file's spelling of a name."""
+    text = "title: x\nfields: [X-A-*]\njson: {X-A-Vars: {}}\nuntranslatable: [{field: X-A-*, class: text, loses: it}]\n"
+    assert [remark.source for remark in run(own(text), "x-a-VARS: {").remarks] == ["X-A-Vars"]
+
+
+def test_names_without_end_do_not_wear_the_engine_out() -> None:
+    """What it remembers about names is bounded, and forgetting changes nothing."""
+    rules = engine()
+    for start in range(0, 10_000, 1000):
+        run(rules, *(f"X-Junk-{number}: v" for number in range(start, start + 1000)))
+    found = run(rules, "X-PM-Tag: a", *(f"X-Other-{number}: v" for number in range(5000)), "X-PM-KeepID: true")
+    assert (values(found), found.removed) == ({GROUP: "a"}, ("X-PM-Tag", "X-PM-KeepID"))
