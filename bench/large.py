@@ -15,7 +15,7 @@ from bench.options import Options
 from bench.peers import Peer, Proxy, Sink, settings
 from bench.table import Report, Row, Table, at_least, at_most, median, number
 
-_ROUNDS = 5
+_ROUNDS = 3
 _PAUSE_SECONDS = 0.2
 _IN_FLIGHT = 100
 _MEGA = 1e6

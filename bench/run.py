@@ -38,7 +38,7 @@ PARTS: dict[str, Part] = {
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)), metavar="[PART]...")
 @click.option("--quick", is_flag=True, help="Few and small measurements: to see that it works, not for figures.")
-@click.option("--rounds", type=click.IntRange(1, 100), help="Times each measurement is made.  [default: 5]")
+@click.option("--rounds", type=click.IntRange(1, 100), help="Times each measurement is made.  [default: 5, in large 3]")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes of the proxy.")
 @click.option("--count", type=click.IntRange(1, 100_000), help="Messages of each measurement in relay.")
 @click.option("--markdown", is_flag=True, help="Print Markdown, with what is known of the machine.")

@@ -67,14 +67,15 @@ LABELS: Mapping[str, str] = {
 """What labels say whose values are no closed list, or one that cannot be read off a fresh registry."""
 
 _SWITCH_NAMES = {TRACK_OPENS: "opens", TRACK_CLICKS: "clicks", INLINE_CSS: "inline CSS"}
-_WHEN = {
+CONDITIONS = {
     When.SET: "set",
     When.PRESENT: "present",
     When.ENABLED: "switched on",
     When.DISABLED: "switched off",
+    When.FILLED: "any value",
     When.OTHER_RECIPIENTS: "others than the envelope's recipients",
 }
-_READ_AS = {
+READINGS = {
     Reading.TEXT: "text",
     Reading.SWITCH: "switch",
     Reading.ALLOW_LIST: "list of what is on",
@@ -224,7 +225,7 @@ def _do(loss_class: str) -> str:
 
 
 def _read_as(rule: TranslateRule) -> str:
-    texts = [_READ_AS[rule.reading]]
+    texts = [READINGS[rule.reading]]
     if rule.reading is Reading.SWITCH:
         texts += [f"on too: {_words(rule.true_words)}"] if rule.true_words else []
         texts += [f"off too: {_words(rule.false_words)}"] if rule.false_words else []
@@ -237,14 +238,14 @@ def _read_as(rule: TranslateRule) -> str:
 def _counts_when(rule: LossRule | TranslateRule) -> str:
     if isinstance(rule, TranslateRule):
         return "set"
-    conditions = [_WHEN[rule.when]] if rule.when is not When.SET else []
+    conditions = [CONDITIONS[rule.when]] if rule.when is not When.SET else []
     if rule.words:
         conditions.append(f"it is {_words(rule.words, ' or ')}")
     if rule.contains:
         conditions.append(f"it contains `{rule.contains}`")
     if rule.min_recipients:
         conditions.append(f"{rule.min_recipients} or more recipients")
-    return ", ".join(conditions) or _WHEN[When.SET]
+    return ", ".join(conditions) or CONDITIONS[When.SET]
 
 
 def _labels(metric: Metric) -> Iterator[str]:

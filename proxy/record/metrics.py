@@ -12,18 +12,11 @@ from itertools import product
 from time import time
 from typing import Generic, Literal, Protocol, TypeVar, get_args
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-)
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from proxy.record import exposition
 from proxy.record.exposition import GROUP_LABEL_LIMIT, PREFIX, GroupLabels, Snapshot
+from proxy.record.series import Counter, Gauge, Histogram
 from proxy.route import OUTCOMES
 from proxy.translate.model import TARGETS
 from proxy.translate.outcome import Translation
@@ -54,23 +47,28 @@ MAX_GROUP_CHARACTERS = 100
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
-_Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
+_Series = TypeVar("_Series")
+_Series_co = TypeVar("_Series_co", covariant=True)
 
 
 class _Staged(Protocol):
     stage: str
 
 
-class _Children(dict[str | tuple[str, ...], _Metric], Generic[_Metric]):
+class _Labelled(Protocol[_Series_co]):
+    def labels(self, *values: str) -> _Series_co: ...
+
+
+class _Children(dict[str | tuple[str, ...], _Series], Generic[_Series]):
     """The series of a family by label value, or by a tuple of them; looked up once, then at hand."""
 
-    def __init__(self, family: _Metric, known: Iterable[str | tuple[str, ...]] = ()) -> None:
+    def __init__(self, family: _Labelled[_Series], known: Iterable[str | tuple[str, ...]] = ()) -> None:
         super().__init__()
-        self._family: _Metric = family
+        self._family: _Labelled[_Series] = family
         for values in known:
             self[values]
 
-    def __missing__(self, values: str | tuple[str, ...]) -> _Metric:
+    def __missing__(self, values: str | tuple[str, ...]) -> _Series:
         child = self._family.labels(*((values,) if isinstance(values, str) else values))
         self[values] = child
         return child
@@ -94,13 +92,19 @@ class _Registry:
         return exposition.snapshot(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, text, labels, registry=self.registry)
+        family = Counter(PREFIX + name, text, labels)
+        self.registry.register(family)
+        return family
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(PREFIX + name, text, labels, registry=self.registry)
+        family = Gauge(PREFIX + name, text, labels)
+        self.registry.register(family)
+        return family
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(PREFIX + name, text, labels, registry=self.registry, buckets=_SECONDS)
+        family = Histogram(PREFIX + name, text, labels, _SECONDS)
+        self.registry.register(family)
+        return family
 
 
 class Metrics(_Registry):
@@ -137,26 +141,26 @@ class Metrics(_Registry):
             self._counter("internal_errors_total", "Errors that are bugs, by where they were caught.", "where"),
             get_args(InternalErrorPlace),
         )
-        self._rules = self._gauge("rules", "Rules in force.")
+        self._rules = self._gauge("rules", "Rules in force.").labels()
         self._rules_success = self._gauge(
             "rules_last_reload_success", "Whether the last attempt to load the rule files worked: 1 or 0."
-        )
+        ).labels()
         self._rules_time = self._gauge(
             "rules_last_reload_timestamp_seconds", "When the rules in force were loaded, in Unix time; 0 for never."
-        )
+        ).labels()
         self._certificate_success = self._gauge(
             "certificate_last_reload_success",
             "Whether the last attempt to load the certificate worked: 1 or 0; 1 too where there is none.",
-        )
+        ).labels()
         self._certificate_success.set(1)
         self._certificate_time = self._gauge(
             "certificate_last_reload_timestamp_seconds",
             "When the certificate in force was loaded, in Unix time; 0 for never.",
-        )
+        ).labels()
         self._certificate_end = self._gauge(
             "certificate_not_after_timestamp_seconds",
             "When the certificate in force expires, in Unix time; 0 for none.",
-        )
+        ).labels()
 
     def internal_error(self, where: InternalErrorPlace) -> None:
         """Count an error that is a bug."""
@@ -197,7 +201,9 @@ class Metrics(_Registry):
         self._handshakes = _Children(
             self._counter("tls_handshakes_total", "TLS handshakes with clients that worked.", "version"), TLS_VERSIONS
         )
-        self._tls_failures = self._counter("tls_handshake_failures_total", "TLS handshakes with clients that failed.")
+        self._tls_failures = self._counter(
+            "tls_handshake_failures_total", "TLS handshakes with clients that failed."
+        ).labels()
         self._auth = _Children(
             self._counter("auth_attempts_total", "AUTH commands by what came of them.", "result"), get_args(AuthResult)
         )
@@ -248,7 +254,7 @@ class Metrics(_Registry):
             self._counter("messages_discarded_total", "Messages answered with 250 and not sent, on purpose.", "reason"),
             get_args(MessageDiscard),
         )
-        self._bytes = self._counter("message_bytes_total", "Octets of messages received.")
+        self._bytes = self._counter("message_bytes_total", "Octets of messages received.").labels()
 
     def message_received(self, listener: str) -> None:
         """Count a message that begins."""
@@ -309,14 +315,14 @@ class Metrics(_Registry):
         self._relayed = _Children(
             self._counter("relayed_total", "Messages handed to the platform, by how that ended.", "outcome"), OUTCOMES
         )
-        self._relay_seconds = self._histogram("relay_seconds", "From MAIL to our reply to the dot.")
+        self._relay_seconds = self._histogram("relay_seconds", "From MAIL to our reply to the dot.").labels()
         self._reply_seconds = _Children(
             self._histogram("upstream_reply_seconds", "From a command to the platform's reply.", "command"),
             get_args(UpstreamCommand),
         )
         self._connect_seconds = self._histogram(
             "upstream_connect_seconds", "To get a connection to the platform ready: TCP, EHLO, TLS, AUTH."
-        )
+        ).labels()
         self._connect_failures = _Children(
             self._counter("upstream_connect_failures_total", "Connections to the platform not got, by where.", "stage"),
             CONNECT_STAGES,
@@ -328,7 +334,7 @@ class Metrics(_Registry):
         self._busy, self._idle = connections["busy"], connections["idle"]
         self._reachable = self._gauge(
             "upstream_reachable", "Whether the last attempt to get a connection to the platform worked: 1 or 0."
-        )
+        ).labels()
 
     def relayed(self, outcome: str, seconds: float) -> None:
         """
@@ -366,8 +372,10 @@ class SupervisorMetrics(_Registry):
 
     def __init__(self) -> None:
         super().__init__()
-        self._running = self._gauge("workers_running", "Worker processes at the moment.")
-        self._deaths = self._counter("worker_deaths_total", "Worker processes that ended without being asked to.")
+        self._running = self._gauge("workers_running", "Worker processes at the moment.").labels()
+        self._deaths = self._counter(
+            "worker_deaths_total", "Worker processes that ended without being asked to."
+        ).labels()
 
     def worker_started(self) -> None:
         """Note a new worker."""

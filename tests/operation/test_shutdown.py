@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.operation.program import eventually, interrupt
-from tests.smtp_in.dialogue import QUEUED, START_MAIL, Client
+from tests.smtp_in.dialogue import QUEUED, START_MAIL
 from tests.smtp_in.site import MESSAGE, Site, site
 from tests.support.proxy_process import WAIT_SECONDS
 from tests.support.upstream import STALL, Upstream
@@ -25,6 +25,17 @@ def refuses(here: Site) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+def everything(sock: socket.socket) -> bytes:
+    """Read up to the end of a connection."""
+    said = b""
+    try:
+        while data := sock.recv(4096):
+            said += data
+    except ConnectionResetError:
+        pass
+    return said
 
 
 def exit_code(here: Site) -> int:
@@ -151,21 +162,28 @@ def test_idle_proxy_with_an_unreachable_platform_ends_in_order(tmp_path: Path) -
 
 @pytest.mark.parametrize("tls", ["auto", "implicit"])
 def test_every_kind_of_listener_is_closed(tmp_path: Path, tls: str) -> None:
-    """Listeners that look at the first octet, or begin with TLS, end as the others do."""
+    """Listeners that begin with TLS, or look whether they should, end as others do, whoever just sits there."""
     listener = {"address": "127.0.0.1", "port": 0, "tls": tls, "auth": "none"}
     with site(tmp_path, listeners=[listener], tls={"self_signed": True}) as here:
-        waiting = here.proxy.connect()
-        assert here.proxy.stop() == 0
+        with here.proxy.connect() as silent:
+            here.proxy.wait_for_metric("cmail_proxy_sessions_open", 1)  # where tls is auto, after half a second
+            assert here.proxy.stop() == 0
+            greeting = b"220 proxy.example.com ESMTP cmail-proxy\r\n" if tls == "auto" else b""
+            assert everything(silent) == greeting + (f"{CLOSING}\r\n".encode() if tls == "auto" else b"")
         assert refuses(here)
-        waiting.settimeout(WAIT_SECONDS)
-        said = b""
-        try:
-            while data := waiting.recv(4096):
-                said += data
-        except ConnectionResetError:
-            pass
-        assert said in (b"", f"{CLOSING}\r\n".encode())
-        waiting.close()
+        assert here.proxy.events("drain_cut_off") == []
+
+
+def test_handshakes_that_failed_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    """Clients that left in the middle of STARTTLS are gone, and the end does not wait for them."""
+    with site(tmp_path, tls={"self_signed": True}) as here:
+        for _ in range(3):
+            with here.client() as client:
+                assert client.say("STARTTLS").startswith("220 ")
+        here.proxy.wait_for_metric("cmail_proxy_tls_handshake_failures_total", 3)
+        here.proxy.wait_for_metric("cmail_proxy_sessions_open", 0)
+        assert here.proxy.stop() == 0
+        assert here.proxy.events("drain_cut_off") == []
 
 
 def test_port_is_free_for_the_next_start(tmp_path: Path) -> None:
@@ -197,8 +215,9 @@ def test_pipelined_message_behind_the_end_is_not_lost_silently(tmp_path: Path) -
 
 
 def test_half_open_client_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    """A client that has sent its last octet and reads nothing is no message in flight."""
+    """A client that has sent its last octet and goes on listening is no message in flight."""
     with site(tmp_path) as here, here.client() as client:
         client.sock.shutdown(socket.SHUT_WR)
+        assert client.closed()
         assert here.proxy.stop() == 0
-        assert isinstance(client, Client)
+        assert here.proxy.events("drain_cut_off") == []

@@ -71,7 +71,7 @@ class Relay(Site):
         """The log line of the message that follows *before* others."""
         return self.proxy.event("message", before + 1)
 
-    def lines(self) -> int:
+    def logged(self) -> int:
         """How many messages were logged so far."""
         return len(self.proxy.events("message"))
 
@@ -113,4 +113,3 @@ def relay(folder: Path, upstream: Upstream | None = None, **overrides: Any) -> I
     """Start both; at the end nothing must have gone wrong inside the proxy."""
     with site(folder, upstream, **overrides) as started:
         yield Relay(started.proxy, started.upstream)
-

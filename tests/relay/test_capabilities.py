@@ -37,7 +37,7 @@ NO_SMTPUTF8_HERE = "550 5.6.7 SMTPUTF8 is not offered here"
     ],
 )
 def test_ehlo_offers_what_the_platform_offered_last(here: Relay, platform: tuple[str, ...], offered: list[str]) -> None:
-    """SIZE is the smaller of both; 8BITMIME and SMTPUTF8 are the platform's; two are always ours, CHUNKING and DSN never."""
+    """SIZE is the smaller of both, 8BITMIME and SMTPUTF8 are the platform's, two are ours; CHUNKING and DSN never."""
     here.learn(*platform)
     with here.client(extended=False) as client:
         assert client.ehlo() == [*offered, *OURS]

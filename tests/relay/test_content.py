@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, example, given
@@ -44,7 +45,9 @@ def passed(here: Relay, client: Client, pieces: list[bytes], pause: float = 0.0)
 def without_received(octets: bytes) -> bytes:
     """Take our field out, from where it must be: in front, or behind an mbox line."""
     start = octets.index(b"\n") + 1 if octets.startswith((b"From ", b">From ")) else 0
-    assert octets.startswith(b"Received: from app.example.com ([127.0.0.1])\r\n\tby proxy.example.com with ESMTP id ", start)
+    assert octets.startswith(
+        b"Received: from app.example.com ([127.0.0.1])\r\n\tby proxy.example.com with ESMTP id ", start
+    )
     end = octets.index(b"\r\n", start) + 2
     while octets[end : end + 1] in (b" ", b"\t"):
         end = octets.index(b"\r\n", end) + 2
@@ -67,7 +70,9 @@ SAME = [
     pytest.param(b"From app@example.com Mon Nov 23 10:00:00 2026\r\nSubject: hi\r\n\r\nbody\r\n", id="mbox-line"),
     pytest.param(b">From app@example.com Mon Nov 23 10:00:00 2026\r\nSubject: hi\r\n\r\n", id="quoted-mbox-line"),
     pytest.param(b"From app@example.com\r\n", id="mbox-line-only"),
-    pytest.param(b"SUBJECT :\t odd \r\n\t \r\n  folded\t\r\nsubject:again\r\nX-Empty:\r\n\r\nbody \t\r\n", id="odd-spacing"),
+    pytest.param(
+        b"SUBJECT :\t odd \r\n\t \r\n  folded\t\r\nsubject:again\r\nX-Empty:\r\n\r\nbody \t\r\n", id="odd-spacing"
+    ),
     pytest.param(b"Received: from a by b\r\nReceived: from c by d\r\n\r\nbody\r\n", id="received-before"),
     pytest.param(b"Subject: caf\xe9 \xc3\xa9\r\nX-Raw: \x80\xff\r\n\r\n\x80\xfe\xff\r\n", id="eight-bit"),
     pytest.param(b"Subject: a\0b\r\n\r\nc\0d\r\n\x01\x02\x7f\x1b\x0b\x0c\r\n", id="controls"),
@@ -102,7 +107,9 @@ def test_body_without_header_section_that_begins_with_a_blank_is_no_part_of_our_
 
 FIELD_NAMES = st.text("ABCDEFGHabcdefgh0123456789-_!#", min_size=1, max_size=20).map(lambda name: f"X-Own-{name}")
 OCTETS = st.binary(max_size=60).map(lambda octets: octets.replace(b"\r", b"").replace(b"\n", b""))
-LINES = st.one_of(OCTETS, st.sampled_from([b"", b".", b"..", b".x", b" ", b"\t", b"--boundary", b"From x", b"a" * 1200]))
+LINES = st.one_of(
+    OCTETS, st.sampled_from([b"", b".", b"..", b".x", b" ", b"\t", b"--boundary", b"From x", b"a" * 1200])
+)
 
 
 def _field(name: str, values: list[bytes]) -> bytes:
@@ -141,7 +148,7 @@ def test_any_message_in_any_pieces_leaves_as_it_came(
     wire = b"\r\n".join(b"." + line if line.startswith(b".") else line for line in message.split(b"\r\n"))
     stream = wire + END
     points = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
-    pieces = [stream[start:end] for start, end in zip(points, points[1:], strict=False)]
+    pieces = [stream[start:end] for start, end in pairwise(points)]
     assert passed(here, session, pieces) == wire
 
 

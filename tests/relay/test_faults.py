@@ -1,8 +1,8 @@
 """
 Faults of the platform at every point of the dialogue, and what the app is told of them.
 
-In none is a 250 given for what the platform did not accept. The platform's class reaches the app at MAIL, RCPT, DATA and
-the dot; whatever else goes wrong is 451. After each fault the same proxy serves a good message.
+In none is a 250 given for what the platform did not accept. The platform's class reaches the app at MAIL, RCPT, DATA
+and the dot; whatever else goes wrong is 451. After each fault the same proxy serves a good message.
 """
 
 import contextlib
@@ -163,9 +163,7 @@ def test_refusal_of_every_recipient_keeps_its_class_but_421(here: Relay, reply: 
         pytest.param(RESET, LOST, LOST, id="reset"),
     ],
 )
-def test_fault_at_the_second_recipient_leaves_the_first_its_due(
-    here: Relay, reply: str, heard: str, end: str
-) -> None:
+def test_fault_at_the_second_recipient_leaves_the_first_its_due(here: Relay, reply: str, heard: str, end: str) -> None:
     """A message goes to the first recipient where the connection lives, and is 451 as a whole where it does not."""
     here.upstream.script({"RCPT": lambda line: reply if line == BOB else RCPT_OK})
     assert here.attempt() == [MAIL_OK, RCPT_OK, heard, START_MAIL, end]
@@ -271,7 +269,9 @@ def test_refused_message_leaves_the_connection_in_use(here: Relay, stage: str) -
     assert len(here.upstream.dialogues) == before
 
 
-@pytest.mark.parametrize("reply", ["421 4.3.2 closing", "500 5.5.2 what", "250 2.0.0 reset\nclose", CLOSE, RESET, "999 what"])
+@pytest.mark.parametrize(
+    "reply", ["421 4.3.2 closing", "500 5.5.2 what", "250 2.0.0 reset\nclose", CLOSE, RESET, "999 what"]
+)
 def test_fault_at_rset_costs_the_connection_and_no_message(here: Relay, reply: str) -> None:
     """The app that gave its transaction up hears nothing of it, and the next message goes through."""
     here.upstream.script({"RSET": reply})

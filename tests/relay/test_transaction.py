@@ -12,7 +12,7 @@ from tests.smtp_in.site import MESSAGE
 from tests.support.upstream import CLOSE, EXTENSIONS
 
 REFUSED = b"X-MC-Template: welcome\r\nSubject: hi\r\n\r\n"
-REFUSAL = "554 5.6.0 X-MC-Template has no counterpart here (lost: layout of the stored template); not sent"
+REFUSAL = "554 5.6.0 No counterpart here for X-MC-Template (lost: layout of the stored template); not sent"
 DISCARDED = b"X-Mailgun-Drop-Message: yes\r\nSubject: hi\r\n\r\n"
 DISCARD = "250 2.0.0 Discarded and not sent: X-Mailgun-Drop-Message (test mode that delivers nothing)"
 
@@ -114,7 +114,9 @@ def test_reply_to_final_dot_is_the_platforms_own(here: Relay, said: str, heard: 
 
 
 @pytest.mark.parametrize("extensions", [EXTENSIONS, ("8BITMIME",)], ids=["pipelining", "no-pipelining"])
-@pytest.mark.parametrize("refusal", ["550 5.7.1 sender unknown", "451 4.7.1 come back later", "552-5.3.4 a\n552 5.3.4 b"])
+@pytest.mark.parametrize(
+    "refusal", ["550 5.7.1 sender unknown", "451 4.7.1 come back later", "552-5.3.4 a\n552 5.3.4 b"]
+)
 def test_refused_mail_answers_every_recipient(here: Relay, refusal: str, extensions: tuple[str, ...]) -> None:
     """The platform's no to MAIL is the reply to each RCPT, and the connection serves the next transaction."""
     here.learn(*extensions)
@@ -158,12 +160,25 @@ def test_all_recipients_refused_in_a_pipeline_stays_in_step(here: Relay, reply: 
     """DATA behind refused recipients gets 554 and no 354, and the next transaction of the pipeline is understood."""
     here.upstream.script({"RCPT": lambda line: reply if "ann" in line or "bob" in line else RCPT_OK})
     with here.client() as client:
-        client.send(f"{MAIL}\r\n{ANN}\r\n{BOB}\r\nDATA\r\nRSET\r\n{MAIL}\r\nRCPT TO:<eve@example.net>\r\nDATA\r\n".encode())
+        client.send(
+            f"{MAIL}\r\n{ANN}\r\n{BOB}\r\nDATA\r\nRSET\r\n{MAIL}\r\nRCPT TO:<eve@example.net>\r\nDATA\r\n".encode()
+        )
         assert client.replies(5) == [MAIL_OK, reply, reply, NO_RECIPIENTS, "250 2.0.0 OK"]
         assert client.replies(3) == [MAIL_OK, RCPT_OK, START_MAIL]
         client.send(MESSAGE)
         assert client.reply() == QUEUED
     assert [taken.recipients for taken in here.upstream.taken] == [["RCPT TO:<eve@example.net>"]]
+    here.serves_again()
+
+
+def test_refused_recipients_are_no_mistake_of_the_app(here: Relay) -> None:
+    """An app that always pipelines DATA meets one refusal after the other, and may still go on in its session."""
+    here.upstream.script({"RCPT": lambda line: "550 5.1.1 unknown" if line == BOB else RCPT_OK})
+    with here.client() as client:
+        for _ in range(12):
+            client.send(f"{MAIL}\r\n{BOB}\r\nDATA\r\nRSET\r\n".encode())
+            assert client.replies(4) == [MAIL_OK, "550 5.1.1 unknown", NO_RECIPIENTS, "250 2.0.0 OK"]
+        assert client.data(MESSAGE) == QUEUED
     here.serves_again()
 
 
@@ -207,7 +222,7 @@ def test_refused_message_is_swallowed_and_the_connection_reused(here: Relay) -> 
 
 def test_discarded_message_is_answered_with_250_and_says_so(here: Relay) -> None:
     """A message in the old provider's test mode is taken and not sent; reply and log tell."""
-    lines = here.lines()
+    lines = here.logged()
     before = len(here.upstream.dialogues)
     with here.client() as client:
         client.envelope()
@@ -268,7 +283,7 @@ def test_half_close_after_the_dot_still_delivers_and_answers(here: Relay, behind
 
 def test_app_that_closes_after_the_dot_has_sent_its_message(here: Relay) -> None:
     """The dot came, so the message goes; the log knows what became of it though nobody hears the answer."""
-    lines = here.lines()
+    lines = here.logged()
     decided = threading.Event()
 
     def decide(_line: str) -> str:
@@ -286,7 +301,9 @@ def test_app_that_closes_after_the_dot_has_sent_its_message(here: Relay) -> None
     here.serves_again()
 
 
-@pytest.mark.parametrize("end", [b"RSET\r\n", b"EHLO again.example.com\r\n", b"QUIT\r\n", b""], ids=["rset", "ehlo", "quit", "close"])
+@pytest.mark.parametrize(
+    "end", [b"RSET\r\n", b"EHLO again.example.com\r\n", b"QUIT\r\n", b""], ids=["rset", "ehlo", "quit", "close"]
+)
 def test_transaction_given_up_before_data_is_reset_upstream(here: Relay, end: bytes) -> None:
     """The platform hears RSET, no DATA, and the connection serves the next app."""
     before = len(here.upstream.dialogues)

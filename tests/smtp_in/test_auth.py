@@ -177,13 +177,16 @@ def test_discard_login_is_answered_as_sent_and_nothing_is(here: Site) -> None:
 
 def test_discard_login_works_while_the_platform_is_down(tmp_path: Path) -> None:
     """Test mode needs no platform; every other login hears of its absence as 451."""
-    with nobody() as closed_port, site(
-        tmp_path,
-        relay={"port": closed_port},
-        listeners=[listener()],
-        tokens=[{"name": "billing", "token": TOKEN}],
-        logins=[{"name": "tests", "username": "t", "password": "t-password", "discard": True}],
-    ) as here:
+    with (
+        nobody() as closed_port,
+        site(
+            tmp_path,
+            relay={"port": closed_port},
+            listeners=[listener()],
+            tokens=[{"name": "billing", "token": TOKEN}],
+            logins=[{"name": "tests", "username": "t", "password": "t-password", "discard": True}],
+        ) as here,
+    ):
         with here.client() as client:
             assert client.say(f"AUTH PLAIN {plain('t', 't-password')}") == ACCEPTED
             assert client.data(MESSAGE) == "250 2.0.0 Discarded and not sent: login tests is for tests"

@@ -1,7 +1,9 @@
 """Hostile input: each kind gets a proper code or a close, and the same process serves the next client."""
 
 import base64
+import contextlib
 import json
+import socket
 from collections.abc import Iterator
 from email import message_from_bytes, policy
 
@@ -64,11 +66,10 @@ def remark(here: Site) -> list[str]:
 def test_megabyte_without_newline_as_command_is_refused_and_closed(here: Site) -> None:
     """500, and the end of the connection long before the megabyte was read."""
     with here.client() as client:
-        try:
+        with contextlib.suppress(ConnectionError):  # closed while the megabyte was on its way
             client.send(MEGABYTE)
-        except ConnectionError:
-            return  # closed while the megabyte was on its way; the 500 may be lost then, as TCP has it
-        assert client.reply() in (TOO_LONG, "")
+        assert client.reply() == TOO_LONG
+        assert client.closed()
 
 
 def test_overlong_command_is_refused_before_its_end_came(here: Site) -> None:
@@ -146,9 +147,14 @@ def test_answer_to_auth_with_bare_lf_is_refused(here: Site) -> None:
 def test_other_protocols_cost_one_connection(here: Site, index: int, octets: bytes) -> None:
     """What is no SMTP, or no TLS, ends at worst its own connection."""
     with here.client(index, greeted=False) as client:
-        client.send(octets)
-        client.sock.shutdown(1)
-        assert len(client.sock.recv(100_000)) < 5000
+        with contextlib.suppress(OSError):  # the proxy may have closed before the last of it
+            client.send(octets)
+            client.sock.shutdown(socket.SHUT_WR)
+        said = 0
+        with contextlib.suppress(ConnectionError):
+            while data := client.sock.recv(65536):
+                said += len(data)
+        assert said < 5000
 
 
 # Header sections and bodies
@@ -227,22 +233,22 @@ def smtpapi(document: str) -> bytes:
     [
         pytest.param(
             '{"category": ' + "[" * 100_000 + "]" * 100_000 + "}",
-            "invalid_value: X-SMTPAPI JSON nested too deep; nothing in it is used",
+            "invalid_value: X-SMTPAPI: JSON nested too deep; nothing in it is used",
             id="lists-nested-100000-deep",
         ),
         pytest.param(
             '{"a":' * 40_000 + "1" + "}" * 40_000,
-            "invalid_value: X-SMTPAPI JSON nested too deep; nothing in it is used",
+            "invalid_value: X-SMTPAPI: JSON nested too deep; nothing in it is used",
             id="objects-nested-40000-deep",
         ),
-        pytest.param("[" * 100_000, "invalid_value: X-SMTPAPI JSON nested too deep; nothing in it is used", id="open"),
+        pytest.param("[" * 100_000, "invalid_value: X-SMTPAPI: JSON nested too deep; nothing in it is used", id="open"),
         pytest.param(
-            '{"category": ' + "9" * 5000 + "}", "invalid_value: X-SMTPAPI not JSON; nothing in it is used", id="number"
+            '{"category": ' + "9" * 5000 + "}", "invalid_value: X-SMTPAPI: not JSON; nothing in it is used", id="number"
         ),
         pytest.param(
-            '{"category": NaN}', "invalid_value: X-SMTPAPI not JSON; nothing in it is used", id="not-a-number"
+            '{"category": NaN}', "invalid_value: X-SMTPAPI: not JSON; nothing in it is used", id="not-a-number"
         ),
-        pytest.param("{bad", "invalid_value: X-SMTPAPI not JSON; nothing in it is used", id="cut"),
+        pytest.param("{bad", "invalid_value: X-SMTPAPI: not JSON; nothing in it is used", id="cut"),
     ],
 )
 def test_json_that_cannot_be_read_sets_nothing_and_is_logged(here: Site, document: str, expected: str) -> None:
@@ -258,7 +264,7 @@ def test_json_with_a_key_twice_counts_the_last_one(here: Site) -> None:
     with here.client() as client:
         assert client.data(smtpapi('{"category": "first", "category": "last"}')) == QUEUED
     assert here.header() == b"X-Cmail-GroupName: last\r\nSubject: x\r\n"
-    assert remark(here) == ["repeated_key: X-SMTPAPI a key occurs twice in one object; the last one counts"]
+    assert remark(here) == ["repeated_key: X-SMTPAPI: a key occurs twice in one object; the last one counts"]
 
 
 def test_json_with_lone_surrogates_leaves_as_text(here: Site) -> None:
@@ -318,7 +324,8 @@ def test_line_end_inside_a_value_makes_no_field(here: Site, name: str, value: st
 WORDS = st.sampled_from(
     [
         b"EHLO a\r\n", b"HELO a\r\n", b"MAIL FROM:<a@example.com>\r\n", b"RCPT TO:<b@example.net>\r\n", b"DATA\r\n",
-        b"STARTTLS\r\n", b"AUTH PLAIN\r\n", b"AUTH LOGIN\r\n", b"RSET\r\n", b"NOOP\r\n", b"QUIT\r\n", b"\r\n.\r\n", b".\r\n",
+        b"STARTTLS\r\n", b"AUTH PLAIN\r\n", b"AUTH LOGIN\r\n", b"RSET\r\n", b"NOOP\r\n", b"QUIT\r\n", b"\r\n.\r\n",
+        b".\r\n",
         b"X-SMTPAPI: {\"category\": \"x\"}\r\n", b"X-Mailgun-Tag: =?utf-8?q?=0D=0A?=\r\n", b"\r\n", b"\n", b"\r", b"\0",
         b"*\r\n", b"=\r\n", b".\n", b"\r.\r", b" ", b":", b"<", b">", b'"', b"\\",
     ]
@@ -331,8 +338,9 @@ def test_random_octets_as_a_session_end_in_replies_or_a_close(here: Site, pieces
     """Whatever a client sends, it hears well-formed replies until the end, and nothing breaks inside."""
     with here.client(greeted=False) as client:
         client.send(b"EHLO app.example.com\r\n")
-        client.send(b"".join(pieces))
-        client.sock.shutdown(1)
+        with contextlib.suppress(OSError):  # the proxy may have closed before the last of it
+            client.send(b"".join(pieces))
+            client.sock.shutdown(socket.SHUT_WR)
         while reply := client.reply():
             if reply.startswith("220 2.0.0"):  # STARTTLS worked: what comes is TLS, mostly an alert
                 break
@@ -354,8 +362,10 @@ def test_random_octets_inside_tls_end_in_replies_or_a_close(here: Site, octets: 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["X-SMTPAPI", "X-Mailgun-Tag", "X-MC-Track", "X-PM-Tag", "X-MJ-EventPayload", "Subject"]),
-    value=st.one_of(st.binary(max_size=120), st.text(max_size=60).map(lambda text: json.dumps({"category": text}).encode())),
-)  # fmt: skip
+    value=st.one_of(
+        st.binary(max_size=120), st.text(max_size=60).map(lambda text: json.dumps({"category": text}).encode())
+    ),
+)
 def test_random_values_of_fields_get_an_answer(here: Site, name: str, value: bytes) -> None:
     """Whatever stands in a control field, the message is sent or refused for a reason, never lost."""
     here.forget()

@@ -185,9 +185,24 @@ def by_nodemailer(here: Site, mode: Mode, fields: dict[str, str]) -> None:
 def swaks(here: Site, mode: Mode, fields: dict[str, str], *more: str) -> str:
     """Run the testers' client, and give its transcript."""
     command = [require_tool("swaks"), "--server", "127.0.0.1", "--port", str(here.ports[mode.listener])]
-    command += ["--from", "app@example.com", "--to", "ann@example.net", "--helo", "app.example.com", "--data", "-", *more]
+    command += [
+        "--from",
+        "app@example.com",
+        "--to",
+        "ann@example.net",
+        "--helo",
+        "app.example.com",
+        "--data",
+        "-",
+        *more,
+    ]
     if mode.starttls or mode.implicit:
-        command += ["--tls" if mode.starttls else "--tls-on-connect", "--tls-verify", "--tls-ca-path", str(ca_file(here))]
+        command += [
+            "--tls" if mode.starttls else "--tls-on-connect",
+            "--tls-verify",
+            "--tls-ca-path",
+            str(ca_file(here)),
+        ]
     if mode.auth:
         command += ["--auth", mode.auth, "--auth-user", TOKEN, "--auth-password", TOKEN]
     return run(command, message_with(fields).as_bytes())
@@ -273,19 +288,19 @@ def test_nodemailer_pool_sends_many_on_one_connection(here: Site) -> None:
 def test_refusal_reaches_the_caller_of_each_client(here: Site) -> None:
     """What cannot be translated is refused, and the app hears why in its own library's error."""
     fields = {"X-MC-Template": "welcome"}
-    reason = "5.6.0 X-MC-Template: "
+    reason = "5.6.0 No counterpart here for X-MC-Template (lost: layout of the stored template); not sent"
     with smtplib.SMTP("127.0.0.1", here.port, timeout=WAIT_SECONDS) as client:
         with pytest.raises(smtplib.SMTPDataError) as told:
             client.send_message(message_with(fields))
         assert told.value.smtp_code == 554
         assert isinstance(told.value.smtp_error, bytes)
-        assert told.value.smtp_error.decode().startswith(reason)
+        assert told.value.smtp_error.decode() == reason
     with pytest.raises(aiosmtplib.SMTPDataError) as told_async:
         asyncio.run(
             aiosmtplib.send(message_with(fields), hostname="127.0.0.1", port=here.port, start_tls=False, timeout=20)
         )
     assert told_async.value.code == 554
-    assert told_async.value.message.startswith(reason)
+    assert told_async.value.message == reason
     assert here.upstream.taken == []
 
 

@@ -1,5 +1,6 @@
 """What each verb is answered, in order and out of order, one by one and in a pipeline."""
 
+import socket
 import time
 from collections.abc import Iterator
 
@@ -339,7 +340,7 @@ def test_half_close_behind_quit_still_gets_every_reply(here: Site) -> None:
     """A client that shuts its sending side down after QUIT reads all its replies."""
     with here.client() as client:
         client.send(b"MAIL FROM:<app@example.com>\r\nRCPT TO:<ann@example.net>\r\nDATA\r\n" + MESSAGE + b"QUIT\r\n")
-        client.sock.shutdown(1)
+        client.sock.shutdown(socket.SHUT_WR)
         assert client.replies(5) == [MAIL_OK, RCPT_OK, START_MAIL, QUEUED, "221 2.0.0 Bye"]
         assert client.closed()
 
@@ -348,7 +349,7 @@ def test_half_close_without_quit_ends_the_session(here: Site) -> None:
     """A client that shuts its sending side down gets what it asked for, then the end of the connection."""
     with here.client() as client:
         client.send(b"NOOP\r\n")
-        client.sock.shutdown(1)
+        client.sock.shutdown(socket.SHUT_WR)
         assert client.reply() == OK
         assert client.closed()
 

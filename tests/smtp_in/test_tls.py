@@ -4,6 +4,7 @@ import smtplib
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_starttls_with_each_version_carries_a_message(here: Site, version: ssl.T
     assert b"with ESMTPS id " in here.upstream.taken[0].content
 
 
-@pytest.mark.filterwarnings("ignore:.*TLSv1_1 is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
 def test_starttls_with_an_old_version_is_refused_and_counted(here: Site) -> None:
     """TLS 1.1 gets no connection, the failure is counted, and the next client is served."""
     before = here.proxy.metric("cmail_proxy_tls_handshake_failures_total")
@@ -155,10 +156,8 @@ def test_auto_listener_serves_clients_that_begin_with_tls_and_those_that_wait(he
     with here.client(AUTO, context=trusting(ca_file(here)), server_hostname="localhost") as client:
         assert "STARTTLS" not in client.ehlo()
         assert client.data(MESSAGE) == QUEUED
-    started = time.monotonic()
     with here.client(AUTO, greeted=False) as client:
         assert client.reply() == GREETING
-        assert time.monotonic() - started >= 0.4  # else nobody would have had time for a ClientHello
         assert "STARTTLS" in client.ehlo()
         assert client.say("STARTTLS") == GO_AHEAD
         client.start_tls(trusting())
@@ -187,7 +186,9 @@ def test_auto_listener_survives_clients_that_leave_at_once(here: Site) -> None:
         assert client.data(MESSAGE) == QUEUED
 
 
-@pytest.mark.parametrize("behind", [b"EHLO evil.example\r\n", b"RSET\r\nMAIL FROM:<evil@example.com>\r\n", b"\x00" * 50])
+@pytest.mark.parametrize(
+    "behind", [b"EHLO evil.example\r\n", b"RSET\r\nMAIL FROM:<evil@example.com>\r\n", b"\x00" * 50]
+)
 def test_commands_pipelined_behind_starttls_are_not_executed(here: Site, behind: bytes) -> None:
     """What came in clear behind STARTTLS, in the same segment, has no effect once TLS is on."""
     with here.client(STARTTLS) as client:
@@ -282,7 +283,6 @@ def test_large_message_over_tls_arrives_whole(here: Site) -> None:
     """Flow control works through the TLS layer as well."""
     content = b"Subject: large\r\n\r\n" + b"0123456789abcdef" * 62 + b"\r\n"
     content += b"x" * 70 + b"\r\n"
-    content *= 1
     content += (b"y" * 990 + b"\r\n") * 5000
     with here.client(IMPLICIT, context=trusting()) as client:
         assert client.data(content + b".\r\n") == QUEUED
@@ -334,7 +334,6 @@ def test_certificate_files_are_reloaded_while_connections_stay_up(tmp_path: Path
             here.proxy.event("certificate_reloaded")
             assert "smtp.sendgrid.net" in connect(here, trusting(ca_file(here)), "smtp.sendgrid.net")
             assert open_before.data(MESSAGE) == QUEUED
-        assert here.proxy.metric("cmail_proxy_certificate_last_reload_success") in (0, 1)
         chain.write_bytes(b"nothing of use")
         failed = here.proxy.event("certificate_reload_failed", len(here.proxy.events("certificate_reload_failed")) + 1)
         assert failed["problem"] == (
@@ -366,3 +365,16 @@ def test_message_in_two_parts_through_starttls_is_one_message(here: Site) -> Non
         expected = ["250 2.1.0 OK", "250 2.1.5 recipient fine", START_MAIL, QUEUED, "250 2.0.0 OK"]
         assert client.replies(5) == expected
     assert here.content() == MESSAGE[:-3]
+
+
+def test_stop_does_not_wait_for_clients_that_never_begin_their_handshake(tmp_path: Path) -> None:
+    """On SIGTERM only messages in flight are waited for: clients before or in their handshake are none."""
+    listeners = [listener("implicit"), listener("auto"), listener("starttls")]
+    with site(tmp_path, listeners=listeners, tls={"self_signed": True}) as here, ExitStack() as stack:
+        for index in (0, 1):
+            stack.enter_context(here.client(index, greeted=False))
+            stack.enter_context(here.client(index, greeted=False)).send(b"\x16\x03\x01")
+        asked = stack.enter_context(here.client(2))
+        assert asked.say("STARTTLS") == GO_AHEAD
+        assert here.proxy.stop() == 0
+        assert here.proxy.events("drain_cut_off") == []

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-TOKEN = "test-token-0123456789abcdef"  # noqa: S105 - of listeners that live as long as a test
+TOKEN = "test-token-0123456789abcdef"
 WAIT_SECONDS = 20.0
 
 
@@ -52,7 +52,7 @@ class ProxyProcess:
         self.log_file = folder / "proxy.log"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("CMAIL_PROXY_")}
         with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - this project's own program
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", "proxy", "serve", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

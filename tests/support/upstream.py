@@ -87,8 +87,8 @@ class Upstream:
     Args:
         replies: By stage (``banner``, ``EHLO``, ``STARTTLS``, ``TLS``, ``AUTH``, ``MAIL``, ``RCPT``, ``DATA``, ``dot``,
             ``RSET``): a reply (several lines parted by LF), octets to send as they are, one of the words above, or a
-            function of the command that gives one. ``TLS`` answers ClientHello in place of the handshake. ``after:N`` acts when N
-            octets of the message have arrived: its reply is sent early.
+            function of the command that gives one. ``TLS`` answers ClientHello in place of the handshake. ``after:N``
+            acts when N octets of the message have arrived: its reply is sent early.
         extensions: What EHLO offers.
         context: TLS context; STARTTLS is offered with it.
         slow: Read message data only this fast, in octets a second; 0 for as fast as it comes.
@@ -235,33 +235,35 @@ class _Conversation:
             self.script_over = self.server._script_over
             self.dialogue.commands.append(line)
             self.dialogue.ahead.append(b"")
-            verb = line.split(" ")[0].upper()
-            if verb == "EHLO":
-                goes_on = self.hello(line)
-            elif verb == "MAIL":
-                self.mail, self.recipients = line, []
-                self.look_ahead()
-                goes_on = self.say("MAIL", line)
-            elif verb == "RCPT":
-                self.look_ahead()
-                goes_on = self.say("RCPT", line, lambda: self.recipients.append(line))
-            elif verb == "DATA":
-                self.look_ahead()
-                goes_on = self.data(line)
-            elif verb == "STARTTLS":
-                goes_on = self.say("STARTTLS", line)
-                if goes_on and self.last.startswith("220"):
-                    goes_on = self.secure()
-            elif verb == "AUTH":
-                goes_on = self.auth(line)
-            elif verb == "QUIT":
-                self.dialogue.ended_cleanly = True
-                self.say("QUIT", line)
+            if not self.answer(line.split(" ")[0].upper(), line):
                 return
-            else:
-                goes_on = self.say(verb if verb in self.server.replies else "RSET", line)
-            if not goes_on:
-                return
+
+    def answer(self, verb: str, line: str) -> bool:
+        if verb in ("MAIL", "RCPT", "DATA"):
+            self.look_ahead()
+        if verb == "EHLO":
+            return self.hello(line)
+        if verb == "MAIL":
+            self.mail, self.recipients = line, []
+            return self.say("MAIL", line)
+        if verb == "RCPT":
+            return self.recipient(line)
+        if verb == "DATA":
+            return self.data(line)
+        if verb == "STARTTLS":
+            return self.say("STARTTLS", line) and (not self.last.startswith("220") or self.secure())
+        if verb == "AUTH":
+            return self.auth(line)
+        if verb == "QUIT":
+            self.dialogue.ended_cleanly = True
+            return self.say("QUIT", line) and False
+        return self.say(verb if verb in self.server.replies else "RSET", line)
+
+    def recipient(self, line: str) -> bool:
+        goes_on = self.say("RCPT", line)
+        if self.last.startswith("2"):
+            self.recipients.append(line)
+        return goes_on
 
     def secure(self) -> bool:
         if "TLS" in self.server.replies:
@@ -332,7 +334,7 @@ class _Conversation:
         self.server.taken.append(Taken(self.mail, self.recipients, bytes(octets[2 : end + 2])))
         return self.say("dot", line)
 
-    def say(self, stage: str, line: str, on_success: Callable[[], None] | None = None) -> bool:
+    def say(self, stage: str, line: str) -> bool:
         reply = self.server.replies[stage]
         words = reply(line) if callable(reply) else reply
         if isinstance(words, bytes):
@@ -345,8 +347,6 @@ class _Conversation:
         text, _, act = words.rpartition("\n")
         if act not in (CLOSE, RESET, STALL):
             text, act = words, ""
-        if text.startswith("2") and on_success is not None:
-            on_success()
         if text:
             self.send(text)
         if act == RESET:

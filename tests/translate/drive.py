@@ -8,7 +8,7 @@ from typing import Any
 from proxy.mail.envelope import Envelope
 from proxy.mail.fields import HeaderSection
 from proxy.translate.engine import Engine
-from proxy.translate.model import Policy, RuleFile
+from proxy.translate.model import LossRule, Policy, RuleFile, TranslateRule
 from proxy.translate.outcome import Translation
 from proxy.translate.parse import load, parse
 
@@ -34,6 +34,11 @@ def shipped(*providers: str) -> tuple[RuleFile, ...]:
 def engine(*providers: str, deliver_later: bool = False, **policy: Any) -> Engine:
     """An engine with shipped files, the five without names, and a policy of the named decisions."""
     return Engine(shipped(*(providers or FIVE)), Policy(**policy), deliver_later=deliver_later)
+
+
+def rules_of(file: RuleFile) -> list[TranslateRule | LossRule]:
+    """All rules of a file, in its order."""
+    return [*file.translate, *file.untranslatable]
 
 
 def written_out(text: str, provider: str = "acme") -> RuleFile:

@@ -195,7 +195,7 @@ def test_same_message_gives_the_same_translation_every_time() -> None:
         "X-Mailgun-Variables",
         "X-MJ-CustomID",
         "X-MC-Important",
-        "X-PM-Message-Stream",
+        "X-PM-Message-Stream broadcast",
         "X-PM-Message-Stream",
     ]
 

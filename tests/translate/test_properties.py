@@ -17,7 +17,7 @@ from proxy.translate.engine import Engine
 from proxy.translate.explain import explain
 from proxy.translate.model import Action, Strip
 from proxy.translate.outcome import Translation
-from tests.translate.drive import CLICKS, CSS, FIVE, GROUP, OPENS, SHIPPED, engine, shipped
+from tests.translate.drive import CLICKS, CSS, FIVE, GROUP, OPENS, SHIPPED, engine, rules_of, shipped
 
 NATIVE = {name.lower() for name in (GROUP, OPENS, CLICKS, CSS)}
 TABLE = {provider: {OPENS: False, CSS: True} for provider in (*FIVE, "nobody")}
@@ -42,7 +42,7 @@ RULE_NAMES = sorted(
     {
         name.removesuffix("*") + ("key" if name.endswith("*") else "")
         for file in shipped(*SHIPPED)
-        for rule in (*file.translate, *file.untranslatable)
+        for rule in rules_of(file)
         for name in rule.selector.names.values()
     }
 )
@@ -153,7 +153,7 @@ def test_translating_twice_equals_once(strip: Strip, when_absent: str, data: byt
     again, twice = translated(rules, once, provider)
     assert twice == once
     assert again.settings == ()
-    assert again.group == found.group or found.group is None
+    assert again.group == found.group
 
 
 @EVERY_POLICY

@@ -214,7 +214,7 @@ def test_row_26_is_about_recipients_that_differ(addresses: str, action: Action) 
     """A single recipient who is named in both places loses nothing."""
     found = run(engine(), f'X-SMTPAPI: {{"to":{addresses}}}')
     assert found.action is action
-    reason = "X-SMTPAPI to has no counterpart here (lost: the real recipients)"
+    reason = "No counterpart here for X-SMTPAPI to (lost: the real recipients)"
     assert found.reason == (reason if action is Action.REFUSE else "")
 
 

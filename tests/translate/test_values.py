@@ -64,6 +64,8 @@ def test_switch_of_a_rule_adds_words_and_outranks_the_common_ones(word: str, val
         (", ,", "false", "false"),
         ('"opens"', "true", "false"),
         ("opens,none", "true", "false"),
+        ("False, False", "false", "false"),
+        ("noopens, clicks", "false", "true"),
     ],
 )
 def test_allow_list_switches_on_what_it_names_and_off_what_it_does_not(value: str, opens: str, clicks: str) -> None:
@@ -198,10 +200,10 @@ def test_json_with_a_key_in_several_objects_tells_nothing() -> None:
     assert kinds(run(engine(), 'X-SMTPAPI: {"category":"a","unique_args":{"category":"b"}}')) == []
 
 
-@pytest.mark.parametrize("first", ['{"category":"a"}', "{}", "", "{bad", '{"category":true}'])
+@pytest.mark.parametrize("first", ['{"category":"a"}', "{}", "{bad", '{"category":true}'])
 def test_json_field_of_which_only_the_first_counts_ignores_the_second(first: str) -> None:
-    """SendGrid reads the first of several, whatever stands in it."""
-    found = run(engine(), f"X-SMTPAPI: {first}", 'X-SMTPAPI: {"category":"b","to":["x@example.com"]}')
+    """SendGrid reads the first of several, whatever stands in it; a field without a value is none."""
+    found = run(engine(), "X-SMTPAPI:", f"X-SMTPAPI: {first}", 'X-SMTPAPI: {"category":"b","to":["x@example.com"]}')
     assert values(found) == ({GROUP: "a"} if '"a"' in first else {})
     remark = Remark("repeated_field", "sendgrid", "X-SMTPAPI", "only the first one counts")
     assert remark in found.remarks
@@ -263,7 +265,7 @@ TIMES = "title: x\nfields: [X-A]\ntranslate:\n  - {field: X-A, to: deliver_at, c
     ("reading", "value"),
     [
         ("unix_time", "1800000000"),
-        ("unix_time", " 0 "),
+        ("unix_time", " 1 "),
         ("unix_time", "-1"),
         ("utc_time", "2026-11-23 09:00:00"),
         ("date_time", "Mon, 23 Nov 2026 09:00:00 +0100"),
@@ -281,6 +283,13 @@ def test_time_that_is_one_is_lost_where_nobody_waits_and_kept_where_somebody_can
     assert (found.action, found.settings, found.section) == (Action.WARN, (), b"")
     later = run(own(text, deliver_later=True), f"X-A: {value}")
     assert (later.losses, later.remarks, later.action) == ((), (), Action.IGNORE)
+
+
+@pytest.mark.parametrize("reading", ["unix_time", "utc_time", "date_time"])
+def test_time_zero_is_no_time(reading: str) -> None:
+    """Clients write 0 for "now"; that loses nothing and is no mistake."""
+    found = run(own(f"{TIMES}{reading}}}"), "X-A: 0")
+    assert (found.losses, found.remarks) == ((), ())
 
 
 @pytest.mark.parametrize(
