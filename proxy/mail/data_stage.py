@@ -17,10 +17,10 @@ import re
 
 END_OF_DATA = b".\r\n"
 _TERMINATOR = b"\r\n.\r\n"
-_LINE_END = re.compile(rb"\r*\n")
+_LINE_END = re.compile(rb"(?<!\r)\r*+\n")  # looked for only where a run of CRs begins: its length counts once
 _BARE_CR = re.compile(rb"\r(?!\n)")
-_LONE_DOT = re.compile(rb"^(?=\x00*\.\x00*\r$)", re.MULTILINE)
-_MAYBE_LONE_DOT = re.compile(rb"\x00*\.?\x00*")
+_LONE_DOT = re.compile(rb"^(?=\x00*+\.\x00*+\r$)", re.MULTILINE)
+_MAYBE_LONE_DOT = re.compile(rb"\x00*+(\.\x00*+)?")
 _MAX_HELD = 1024
 
 
@@ -40,7 +40,18 @@ class DataStage:
         octets: Size of the data so far, as received, without the end.
     """
 
-    __slots__ = ("_at_line_start", "_held", "_lines", "_pending", "_virtual", "complete", "irregular", "octets", "rest")
+    __slots__ = (
+        "_at_line_start",
+        "_held",
+        "_lines",
+        "_nuls_given_out",
+        "_pending",
+        "_virtual",
+        "complete",
+        "irregular",
+        "octets",
+        "rest",
+    )
 
     def __init__(self) -> None:
         self.complete = False
@@ -51,7 +62,8 @@ class DataStage:
         self._pending = b"\r\n"
         self._virtual = True
         self._lines = io.IncrementalNewlineDecoder(None, False)
-        self._at_line_start = True
+        self._at_line_start = True  # or behind nothing but NULs, if so many that they were given out:
+        self._nuls_given_out = False
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -84,7 +96,7 @@ class DataStage:
             self._lines.reset()
             self._lines.decode(content.decode("latin-1"))  # scans for line ends at memory speed; the text is not kept
             if self._lines.newlines in (None, "\r\n") and not content.endswith(b"\r"):
-                if not self._held and b"\0" not in content:
+                if not self._held and not self._nuls_given_out and b"\0" not in content:
                     self._at_line_start = content.endswith(b"\n")
                     return content
             else:
@@ -104,11 +116,16 @@ class DataStage:
         if self._at_line_start or first_line:
             text = text[:first_line] + _LONE_DOT.sub(b".", text[first_line:])
             last_line = text.rfind(b"\n") + 1
-            unfinished = text[last_line:]
-            if unfinished and len(unfinished) <= _MAX_HELD and _MAYBE_LONE_DOT.fullmatch(unfinished):
-                text, self._held = text[:last_line], unfinished + self._held
+            maybe = _MAYBE_LONE_DOT.fullmatch(text, last_line)
+            if maybe is not None and len(maybe[0]) <= _MAX_HELD:
+                text, self._held = text[:last_line], maybe[0] + self._held
+            elif maybe is not None and maybe[1]:
+                # Nobody sends so many NULs for a reason: the second dot goes in before it is known to be needed.
+                text = text[: maybe.start(1)] + b"." + text[maybe.start(1) :]
         if text:
-            self._at_line_start = text.endswith(b"\n")
+            line = text[text.rfind(b"\n") + 1 :]
+            self._at_line_start = not line.strip(b"\0") and (self._at_line_start or b"\n" in text)
+            self._nuls_given_out = self._at_line_start and bool(line)
         return text
 
 

@@ -13,8 +13,9 @@ import binascii
 import re
 from base64 import b64encode
 
+# Question marks inside are against the RFC, yet seen; a few are taken, and a bound keeps the work linear.
 _WORD = re.compile(
-    r"=\?([A-Za-z0-9_.:+-]{1,40})(?:\*[A-Za-z0-9-]{0,40})?\?([QqBb])\?([^?\r\n]*(?:\?(?!=)[^?\r\n]*)*)\?="
+    r"=\?([A-Za-z0-9_.:+-]{1,40})(?:\*[A-Za-z0-9-]{0,40})?\?([QqBb])\?([^?\r\n]*+(?:(?<!=)\?(?!=)[^?\r\n]*+){0,4}+)\?="
 )
 _HEX = re.compile(rb"=([0-9A-Fa-f]{2})")
 

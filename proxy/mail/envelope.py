@@ -9,7 +9,7 @@ import re
 from attrs import frozen
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]"
-_UTF8 = r"[^\x00-\x7f]"
+_UTF8 = r"[^\x00-\x9f]"
 _QUOTED = r'"(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\[\x20-\x7e])*"'
 _LITERAL = r"\[[A-Za-z0-9:.-]+\]"
 
@@ -24,8 +24,8 @@ def _mailbox(extra: str) -> str:
 # A source route (RFC 5321, 4.1.1.3) is taken and left out, as the RFC asks. A local part is passed on exactly as
 # written: decoding or re-quoting it has sent mail to other domains.
 _ROUTE = r"(?:@[A-Za-z0-9._,@-]+:)?"
-_PATH = re.compile(rf"[ \t]*<{_ROUTE}({_mailbox('')}?)>(?:[ \t]+(.*))?", re.DOTALL)
-_PATH_UTF8 = re.compile(rf"[ \t]*<{_ROUTE}({_mailbox(_UTF8)}?)>(?:[ \t]+(.*))?", re.DOTALL)
+_PATH = re.compile(rf"[ \t]*<(?:{_ROUTE}({_mailbox('')}))?>(?:[ \t]+(.*))?", re.DOTALL)
+_PATH_UTF8 = re.compile(rf"[ \t]*<(?:{_ROUTE}({_mailbox(_UTF8)}))?>(?:[ \t]+(.*))?", re.DOTALL)
 MAX_PATH_OCTETS = 512
 
 
@@ -63,6 +63,7 @@ def parse_path(text: str) -> tuple[str, str] | None:
     Source: RFC 5321, 4.1.2; RFC 6531, 3.3.
     """
     match = (_PATH if text.isascii() else _PATH_UTF8).fullmatch(text)
-    if match is None or len(match[1].encode("utf-8", "surrogateescape")) > MAX_PATH_OCTETS:
+    address = (match[1] or "") if match is not None else ""
+    if match is None or len(address.encode("utf-8", "surrogateescape")) > MAX_PATH_OCTETS:
         return None
-    return match[1], match[2] or ""
+    return address, match[2] or ""

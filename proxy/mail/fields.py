@@ -9,10 +9,13 @@ Source: RFC 5322, 2.2 and 4.5 (a blank before the colon is obsolete but lawful).
 
 import re
 from collections.abc import Collection, Iterator
+from itertools import accumulate
 
 from attrs import frozen
 
-_FIELD = re.compile(rb"([\x21-\x39\x3b-\x7e]+)[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*")
+# Possessive, and bound to the beginning of a line: a search must not try every octet of a long line anew.
+_FIELD = re.compile(rb"^([\x21-\x39\x3b-\x7e]++)[ \t]*+:[^\n]*+\n(?:[ \t][^\n]*+\n)*+", re.MULTILINE)
+_FIELDS = re.compile(rb"(" + _FIELD.pattern + rb")", re.MULTILINE)
 _MAILBOX_LINE = re.compile(rb">?From [^\n]*\n")
 
 
@@ -42,14 +45,14 @@ class HeaderSection:
     Made by :meth:`split`. ``keys[i]`` is the lower-case name of field *i*.
     """
 
-    __slots__ = ("_spans", "end", "keys", "raw", "start")
+    __slots__ = ("_ends", "end", "keys", "raw", "start")
 
-    def __init__(self, raw: bytes, start: int, end: int, keys: list[bytes], spans: list[tuple[int, int]]) -> None:
+    def __init__(self, raw: bytes, start: int, end: int, keys: list[bytes], ends: list[int]) -> None:
         self.raw = raw
         self.start = start
         self.end = end
         self.keys = keys
-        self._spans = spans
+        self._ends = ends  # of the line before the first field, and of each field
 
     @classmethod
     def split(cls, data: bytes) -> "HeaderSection":
@@ -67,16 +70,19 @@ class HeaderSection:
             The section; ``data[section.end:]`` is the rest, the separating blank line included.
         """
         mailbox_line = _MAILBOX_LINE.match(data)
-        start = position = mailbox_line.end() if mailbox_line else 0
+        start = mailbox_line.end() if mailbox_line else 0
+        blank_line = data.find(b"\r\n\r\n", start) + 2
+        if blank_line > 1:  # all fields at one go, if there is nothing else in front of the blank line
+            pairs: list[tuple[bytes, bytes]] = _FIELDS.findall(data, start, blank_line)
+            ends = list(accumulate([len(raw) for raw, _ in pairs], initial=start))
+            if ends[-1] == blank_line:
+                return cls(data, start, blank_line, [name.lower() for _, name in pairs], ends)
         keys: list[bytes] = []
-        spans: list[tuple[int, int]] = []
-        match = _FIELD.match
-        while found := match(data, position):
-            end = found.end()
+        ends = [start]
+        while found := _FIELD.match(data, ends[-1]):
             keys.append(found[1].lower())
-            spans.append((position, end))
-            position = end
-        return cls(data, start, position, keys, spans)
+            ends.append(found.end())
+        return cls(data, start, ends[-1], keys, ends)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -85,8 +91,7 @@ class HeaderSection:
         return (self[index] for index in range(len(self.keys)))
 
     def __getitem__(self, index: int) -> HeaderField:
-        start, end = self._spans[index]
-        raw = self.raw[start:end]
+        raw = self.raw[self._ends[index] : self._ends[index + 1]]
         return HeaderField(raw, raw[: raw.index(b":")].rstrip(b" \t").decode("ascii"))
 
     def edited(self, remove: Collection[int], added: bytes, at: int | None = None) -> bytes:
@@ -104,7 +109,7 @@ class HeaderSection:
         pieces: list[bytes] = []
         kept_from = 0
         for index in sorted({*remove} if at is None else {*remove, at}):
-            start, end = self._spans[index]
+            start, end = self._ends[index], self._ends[index + 1]
             pieces.append(self.raw[kept_from:start])
             if index == at:
                 pieces.append(added)

@@ -5,6 +5,7 @@ Source: RFC 5321, 4.2 (replies) and 4.5.3.1.5 (512 octets a line); RFC 3463 and 
 """
 
 import re
+from functools import lru_cache
 
 from attrs import field, frozen
 
@@ -60,17 +61,21 @@ class Reply:
 
     def to_bytes(self) -> bytes:
         """Write the reply for the wire, the enhanced status code on each line (RFC 2034, section 4)."""
-        prefix = f"{self.enhanced} " if self.enhanced else ""
-        lines = self.text.split("\n")
-        *first, last = (f"{prefix}{line}" for line in lines)
-        written = "".join(f"{self.code}-{line}\r\n" for line in first)
-        return f"{written}{self.code} {last}\r\n".encode("ascii", "replace")
+        return _written(self.code, self.enhanced, self.text)
 
     def for_client(self) -> "Reply":
         """Give a reply of another server its enhanced status code, if it came without one."""
         if self.enhanced or self.intermediate:
             return self
         return Reply(self.code, f"{self.code // 100}.0.0", self.text)
+
+
+@lru_cache(512)  # the same few replies all day
+def _written(code: int, enhanced: str, text: str) -> bytes:
+    prefix = f"{enhanced} " if enhanced else ""
+    *first, last = (f"{prefix}{line}" for line in text.split("\n"))
+    written = "".join(f"{code}-{line}\r\n" for line in first)
+    return f"{written}{code} {last}\r\n".encode("ascii", "replace")
 
 
 class ReplyError(Exception):
@@ -101,10 +106,16 @@ class ReplyParser:
         Raises:
             ReplyError: The stream holds something that is no reply; the connection is of no more use.
         """
+        if not self._buffer and not self._code and data.find(b"\n") == len(data) - 1 < MAX_LINE_OCTETS:
+            reply = _whole(data)
+            if reply is not None:
+                return [reply]
         data = self._buffer + data if self._buffer else data
         replies: list[Reply] = []
         position = 0
         while (end := data.find(b"\n", position) + 1) > 0:
+            if end - position > MAX_LINE_OCTETS:
+                raise ReplyError(f"a reply line of more than {MAX_LINE_OCTETS} octets")
             match = _LINE.fullmatch(data, position, end)
             if match is None or (self._code and match[1] != self._code):
                 raise ReplyError(f"no SMTP reply: {data[position : min(end, position + 80)]!r}")
@@ -121,6 +132,13 @@ class ReplyParser:
         if len(self._buffer) > MAX_LINE_OCTETS:
             raise ReplyError(f"a reply line of more than {MAX_LINE_OCTETS} octets")
         return replies
+
+
+@lru_cache(512)
+def _whole(line: bytes) -> Reply | None:
+    """The reply that is this one line, if it is one."""
+    match = _LINE.fullmatch(line)
+    return _reply(int(match[1]), [match[3] or b""]) if match is not None and match[2] != b"-" else None
 
 
 def _reply(code: int, lines: list[bytes]) -> Reply:
