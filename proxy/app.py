@@ -185,6 +185,10 @@ class _Watcher:
         self._app.metrics.connection_failed(error)
         self._app.log.error("upstream_failed", stage=error.stage, reason=error.reason)
 
+    def connection_lost(self, error: UpstreamError) -> None:
+        self._app.metrics.connection_lost(error)
+        self._app.log.error("upstream_failed", stage=error.stage, reason=error.reason)
+
     def pool_changed(self, busy: int, idle: int) -> None:
         self._app.metrics.pool_changed(busy, idle)
 

@@ -146,12 +146,12 @@ class Connection(SMTP):
             await self._converse()
         except HangUp:
             pass
-        except ClientGoneError:
-            pass
         except ClientSilentError as error:
             if not self._draining:
                 self._service.metrics.session_dropped(error.reason)
             self._reply(commands.SHUTTING_DOWN if self._draining else commands.TIMEOUT)
+        except ClientGoneError:
+            pass
         except (OSError, ssl.SSLError) as error:
             self._service.log.debug("connection_lost", session=self._id, reason=str(error))
         except Exception as error:  # the last resort: a bug costs this session and is told, and the process goes on

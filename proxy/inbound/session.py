@@ -288,7 +288,7 @@ class Session(Connection):
             return
         service, limits, count = self._service, self._service.limits, len(self._recipients)
         if not count:
-            self._error(commands.NO_RECIPIENTS)
+            self._idle(commands.NO_RECIPIENTS)  # no mistake: the next hop refused them, and DATA was in the pipeline
             return
         if count > limits.recipients:
             service.metrics.message_refused("recipients")

@@ -5,12 +5,16 @@ Source: RFC 5321, 4.2 (replies) and 4.5.3.1.5 (512 octets a line); RFC 3463 and 
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from attrs import field, frozen
 
 SERVICE_CLOSING = 421
 """The reply code with which a server takes its leave, whatever it was asked (RFC 5321, 3.8)."""
+
+START_MAIL = 354
+"""The only reply code to DATA that asks for the message (RFC 5321, 4.1.1.4)."""
 
 MAX_LINE_OCTETS = 4096  # lenient: the RFC says 512, and longer lines are cut before they are passed on
 MAX_LINES = 100
@@ -79,7 +83,16 @@ def _written(code: int, enhanced: str, text: str) -> bytes:
 
 
 class ReplyError(Exception):
-    """The peer sent something that is no SMTP reply; the text says what, for the log only."""
+    """
+    The peer sent something that is no SMTP reply; the text says what, for the log only.
+
+    Args:
+        replies: Those that were complete before it.
+    """
+
+    def __init__(self, text: str, replies: Sequence["Reply"] = ()) -> None:
+        super().__init__(text)
+        self.replies = replies
 
 
 class ReplyParser:
@@ -95,6 +108,11 @@ class ReplyParser:
         self._buffer = b""
         self._code = b""
         self._lines: list[bytes] = []
+
+    @property
+    def pending(self) -> bool:
+        """Whether a reply has begun and is not complete."""
+        return bool(self._buffer or self._lines)
 
     def feed(self, data: bytes) -> list[Reply]:
         """
@@ -115,13 +133,13 @@ class ReplyParser:
         position = 0
         while (end := data.find(b"\n", position) + 1) > 0:
             if end - position > MAX_LINE_OCTETS:
-                raise ReplyError(f"a reply line of more than {MAX_LINE_OCTETS} octets")
+                raise ReplyError(f"a reply line of more than {MAX_LINE_OCTETS} octets", replies)
             match = _LINE.fullmatch(data, position, end)
             if match is None or (self._code and match[1] != self._code):
-                raise ReplyError(f"no SMTP reply: {data[position : min(end, position + 80)]!r}")
+                raise ReplyError(f"no SMTP reply: {data[position : min(end, position + 80)]!r}", replies)
             self._lines.append(match[3] or b"")
             if len(self._lines) > MAX_LINES:
-                raise ReplyError(f"a reply of more than {MAX_LINES} lines")
+                raise ReplyError(f"a reply of more than {MAX_LINES} lines", replies)
             if match[2] == b"-":
                 self._code = match[1]
             else:
@@ -130,7 +148,7 @@ class ReplyParser:
             position = end
         self._buffer = data[position:]
         if len(self._buffer) > MAX_LINE_OCTETS:
-            raise ReplyError(f"a reply line of more than {MAX_LINE_OCTETS} octets")
+            raise ReplyError(f"a reply line of more than {MAX_LINE_OCTETS} octets", replies)
         return replies
 
 
@@ -141,11 +159,16 @@ def _whole(line: bytes) -> Reply | None:
     return _reply(int(match[1]), [match[3] or b""]) if match is not None and match[2] != b"-" else None
 
 
+def printable(text: str) -> str:
+    """Reduce the text of a peer to printable ASCII."""
+    return _UNPRINTABLE.sub("?", text)
+
+
 def _reply(code: int, lines: list[bytes]) -> Reply:
     enhanced = ""
     texts = []
     for line in lines:
-        text = _UNPRINTABLE.sub("?", line.decode("latin-1"))
+        text = printable(line.decode("latin-1"))
         match = _ENHANCED.match(text)
         if match:
             text = text[match.end() :]

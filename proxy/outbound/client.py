@@ -16,7 +16,7 @@ from typing import cast
 
 from attrs import frozen
 
-from proxy.mail.reply import Reply, ReplyError, ReplyParser
+from proxy.mail.reply import Reply, ReplyError, ReplyParser, printable
 
 READ_OCTETS = 65_536
 
@@ -71,14 +71,13 @@ class Connection(asyncio.Protocol):
     Attributes:
         extensions: EHLO keywords (upper case) with their parameters.
         lost: Why the connection is of no more use; empty while it is.
-        idle_since: When it was last given back (monotonic seconds).
+        idle_since: When it was last given back (monotonic seconds); 0 before the first time.
     """
 
     def __init__(self) -> None:
         self.extensions: dict[str, str] = {}
         self.lost = ""
         self.idle_since = 0.0
-        self.used = 0
         self._transport: asyncio.Transport | None = None
         self._parser = ReplyParser()
         self._replies: deque[Reply] = deque()
@@ -140,7 +139,8 @@ class Connection(asyncio.Protocol):
     async def _start_tls(self, hop: NextHop, limit: float) -> None:
         self.write(b"STARTTLS\r\n")
         _require(await self._stage("starttls", limit), 220, "starttls")
-        if self._replies or self.lost:  # said before TLS, so it could be anybody's word (RFC 3207, 4.2)
+        if self._replies or self.lost or self._parser.pending:
+            # Said before TLS, so it could be anybody's word (RFC 3207, 4.2).
             raise UpstreamError("starttls", self.lost or "octets behind the reply to STARTTLS")
         if self._transport is None or hop.context is None:
             raise UpstreamError("starttls", "no TLS context")
@@ -161,15 +161,17 @@ class Connection(asyncio.Protocol):
         offered = self.extensions.get("AUTH", "").upper().split()
         user, password = hop.username.encode("utf-8"), hop.password.encode("utf-8")
         if "PLAIN" in offered:
-            self.write(b"AUTH PLAIN " + b64encode(b"\0" + user + b"\0" + password) + b"\r\n")
-            _require(await self._stage("auth", limit), 235, "auth")
+            initial = b64encode(b"\0" + user + b"\0" + password)
+            self.write(b"AUTH PLAIN " + initial + b"\r\n")
+            _require(_without(await self._stage("auth", limit), initial, password), 235, "auth")
         elif "LOGIN" in offered:
             self.write(b"AUTH LOGIN\r\n")
             _require(await self._stage("auth", limit), 334, "auth")
             self.write(b64encode(user) + b"\r\n")
             _require(await self._stage("auth", limit), 334, "auth")
-            self.write(b64encode(password) + b"\r\n")
-            _require(await self._stage("auth", limit), 235, "auth")
+            response = b64encode(password)
+            self.write(response + b"\r\n")
+            _require(_without(await self._stage("auth", limit), response, password), 235, "auth")
         else:
             raise UpstreamError("auth", f"AUTH offers {' '.join(offered) or 'nothing'}; needed is PLAIN or LOGIN")
 
@@ -256,6 +258,7 @@ class Connection(asyncio.Protocol):
         try:
             self._replies.extend(self._parser.feed(data))
         except ReplyError as error:
+            self._replies.extend(error.replies)  # said before the nonsense, so it counts
             self._lose(str(error))
         if len(self._replies) > self._expected:
             # Nobody asked: mostly 421 before the next hop hangs up. The connection has no future.
@@ -297,6 +300,13 @@ class Connection(asyncio.Protocol):
 def _require(reply: Reply, code: int, stage: str) -> Reply:
     if reply.code != code:
         raise UpstreamError(stage, f"the next hop said {reply}")
+    return reply
+
+
+def _without(reply: Reply, *secrets: bytes) -> Reply:
+    """Leave out the text of a reply that repeats what it was sent: it goes to the log."""
+    if any(printable(secret.decode("latin-1")) in reply.text for secret in secrets):
+        return Reply(reply.code, reply.enhanced, "(its text repeats the credentials)")
     return reply
 
 

@@ -18,6 +18,9 @@ MISCONFIGURED = Reply(451, "4.3.5", "The next hop does not take our credentials,
 POOL_BUSY = Reply(451, "4.3.2", "All connections to the next hop are in use, try again later")
 
 
+_RESET_SECONDS = 10.0
+
+
 class PoolWatcher(Protocol):
     """What the pool tells about itself: metrics and log."""
 
@@ -25,7 +28,10 @@ class PoolWatcher(Protocol):
         """A connection got ready in this time."""
 
     def connection_failed(self, error: UpstreamError) -> None:
-        """A connection could not be had, or was lost in a transaction."""
+        """A connection could not be had."""
+
+    def connection_lost(self, error: UpstreamError) -> None:
+        """A connection was lost in a transaction."""
 
     def pool_changed(self, busy: int, idle: int) -> None:
         """The number of connections in use and at rest."""
@@ -101,7 +107,7 @@ class Pool:
 
     def lost(self, error: UpstreamError) -> None:
         """Tell that a connection was lost in a transaction."""
-        self._watcher.connection_failed(error)
+        self._watcher.connection_lost(error)
 
     def reset(self, connection: Connection) -> None:
         """Take back a connection inside a transaction: RSET first, without keeping anybody waiting for it."""
@@ -174,7 +180,7 @@ class Pool:
     async def _reset(self, connection: Connection) -> None:
         try:
             connection.write(b"RSET\r\n")
-            reply = await connection.reply(self._wait_seconds)
+            reply = await connection.reply(min(_RESET_SECONDS, self._hop.reply_seconds))
             if not reply.positive:
                 connection.close()
         except UpstreamError:

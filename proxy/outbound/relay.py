@@ -10,12 +10,13 @@ Source: RFC 5321, 3.3 and 4.5.3.2; RFC 2920, 3.1 (MAIL and RCPT in one write, DA
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Literal
 
 from proxy.mail.data_stage import END_OF_DATA
 from proxy.mail.envelope import Envelope
-from proxy.mail.reply import SERVICE_CLOSING, Reply
+from proxy.mail.reply import SERVICE_CLOSING, START_MAIL, Reply
 from proxy.outbound.client import Connection, NextHop, UpstreamError
 from proxy.outbound.pool import Pool
 from proxy.route import Capabilities, Content, Sent
@@ -56,13 +57,20 @@ class RelayRoute:
         taken = await self._pool.take()
         if isinstance(taken, Reply):
             return taken
-        if envelope.eight_bit and "8BITMIME" not in taken.extensions:
+        lacking = _lacking(envelope, taken)
+        if lacking is not None:
             self._pool.give_back(taken)
-            return NO_EIGHT_BIT
-        if envelope.smtputf8 and "SMTPUTF8" not in taken.extensions:
-            self._pool.give_back(taken)
-            return NO_SMTPUTF8
+            return lacking
         return RelayTransaction(self._pool, self._hop, self._replied, taken, envelope)
+
+
+def _lacking(envelope: Envelope, connection: Connection) -> Reply | None:
+    """Say what MAIL asked for and the connection cannot do."""
+    if envelope.eight_bit and "8BITMIME" not in connection.extensions:
+        return NO_EIGHT_BIT
+    if envelope.smtputf8 and "SMTPUTF8" not in connection.extensions:
+        return NO_SMTPUTF8
+    return None
 
 
 class RelayTransaction:
@@ -73,11 +81,10 @@ class RelayTransaction:
         self._hop = hop
         self._replied = replied
         self._connection: Connection | None = connection
-        self._fresh = connection.used == 0
+        self._fresh = not connection.idle_since  # opened for this transaction, so it cannot have died at rest
         self._envelope = envelope
         self._mail_sent = False
         self._mail_refused: Reply | None = None
-        connection.used += 1
 
     async def recipient(self, address: str) -> Reply:
         """Pass RCPT on, the first one together with MAIL; the reply is the platform's."""
@@ -113,12 +120,13 @@ class RelayTransaction:
         except UpstreamError:
             if self._fresh or not await self._replace():
                 raise
-            return await self.recipient(address)
+            return await self.recipient(address)  # which answers, too, if the replacement lacks something
         refused = None if reply.positive else self._passed_on(reply)
         if refused is not None:
             self._mail_refused = refused
             if connection.pipelining and not connection.lost:
-                await connection.reply(limit)  # RCPT's, mostly 503: the reply to MAIL says more
+                with suppress(UpstreamError):  # of RCPT, mostly 503: the reply to MAIL says more
+                    await connection.reply(limit)
             return refused
         if not connection.pipelining:
             connection.write(command)
@@ -143,10 +151,10 @@ class RelayTransaction:
         taken = await self._pool.take()
         if isinstance(taken, Reply):
             return False
+        self._mail_refused = _lacking(self._envelope, taken)
         self._connection = taken
         self._fresh = True  # whatever it is, there is no third one
         self._mail_sent = False
-        taken.used += 1
         return True
 
     async def send(self, head: bytes, content: Content) -> Sent:
@@ -171,7 +179,7 @@ class RelayTransaction:
         connection.write(b"DATA\r\n")
         reply = await connection.reply(limit)
         self._replied("data", monotonic() - started)
-        if not reply.intermediate:
+        if reply.code != START_MAIL:
             sent = self._sent(reply, final=False)
             self.abandon()
             return sent

@@ -361,6 +361,10 @@ class Metrics(_Registry):
         self._reachable.set(0)
         self._connect_failures[error.stage].inc()
 
+    def connection_lost(self, error: _Staged) -> None:
+        """Count a connection that was lost in a transaction; others may work."""
+        self._connect_failures[error.stage].inc()
+
     def pool_changed(self, busy: int, idle: int) -> None:
         """Note the state of the pool."""
         self._busy.set(busy)
