@@ -8,6 +8,7 @@ still finds it.
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 from time import monotonic
 
@@ -17,6 +18,7 @@ from proxy.listening import BACKLOG
 
 _CLIENT_HELLO = b"\x16"
 _HELLO_SECONDS = 0.5
+_HANDSHAKE_SECONDS = 60.0
 _SWEEP_SECONDS = 1.0
 _CROWDED_IDLE_SECONDS = 10.0
 
@@ -28,19 +30,18 @@ class Listeners:
         self._service = service
         self._servers: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._looking: set[asyncio.Task[None]] = set()
+        self._beginning: set[asyncio.Task[None]] = set()
 
     async def start(self, sockets: list[tuple[ListenerPolicy, socket.socket]]) -> None:
         """Accept clients from now on."""
         loop = asyncio.get_running_loop()
         for policy, sock in sockets:
             make = session_factory(self._service, policy)
-            if policy.tls == "auto":
+            if policy.tls in ("implicit", "auto"):
                 sock.listen(BACKLOG)
-                self._tasks.append(loop.create_task(self._accept_looking(sock, make)))
+                self._tasks.append(loop.create_task(self._accept(sock, policy, make)))
             else:
-                implicit = policy.tls == "implicit"
-                factory = _factory(make, implicit)
+                factory = _factory(make, secured=False)
                 self._servers.append(await loop.create_server(factory, sock=sock, backlog=BACKLOG))
         self._tasks.append(loop.create_task(self._watch()))
 
@@ -55,7 +56,7 @@ class Listeners:
         for server in self._servers:
             server.close()
         *accepting, watching = self._tasks
-        for task in accepting:
+        for task in (*accepting, *self._beginning):
             task.cancel()
         for session in tuple(self._service.sessions):
             session.drain()
@@ -69,9 +70,10 @@ class Listeners:
             self._service.log.warning("drain_cut_off", sessions=len(left), drain_seconds=drain_seconds)
         for session in left:
             session.abort()
-        await asyncio.gather(*self._tasks, *self._looking, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._beginning, return_exceptions=True)
 
-    async def _accept_looking(self, sock: socket.socket, make: Callable[[bool], Session]) -> None:
+    async def _accept(self, sock: socket.socket, policy: ListenerPolicy, make: Callable[[bool], Session]) -> None:
+        """Accept for a listener whose clients begin with TLS, or may do so."""
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -81,34 +83,36 @@ class Listeners:
                     self._service.log.warning("accept_failed", reason=str(error.strerror or error))
                     await asyncio.sleep(0.1)
                     continue
-                if len(self._looking) >= self._service.connections:
+                if len(self._beginning) >= self._service.connections:
                     client.close()
                     self._service.metrics.session_refused("too_many_connections")
                     continue
-                task = loop.create_task(self._look(client, make))
-                self._looking.add(task)
-                task.add_done_callback(self._looking.discard)
+                task = loop.create_task(self._begin(client, policy, make))
+                self._beginning.add(task)
+                task.add_done_callback(self._beginning.discard)
         finally:
             sock.close()
 
-    async def _look(self, client: socket.socket, make: Callable[[bool], Session]) -> None:
-        """See whether the client begins with TLS, and start its session accordingly."""
-        loop = asyncio.get_running_loop()
-        client.setblocking(False)
-        readable = loop.create_future()
-        loop.add_reader(client, _settle, readable)
+    async def _begin(self, client: socket.socket, policy: ListenerPolicy, make: Callable[[bool], Session]) -> None:
+        """Start a session, after the TLS handshake where the client begins with one."""
+        address = ""
         try:
-            async with asyncio.timeout(_HELLO_SECONDS):
-                await readable
-        except TimeoutError:
-            pass
-        finally:
-            loop.remove_reader(client)
-        try:
-            implicit = readable.done() and client.recv(1, socket.MSG_PEEK) == _CLIENT_HELLO
-            await loop.connect_accepted_socket(_factory(make, implicit), client)
-        except OSError:
+            client.setblocking(False)
+            address = client.getpeername()[0]
+            secured = policy.tls == "implicit" or await _begins_with_tls(client)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                _factory(make, secured=secured),
+                client,
+                ssl=self._service.certificates.context if secured else None,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS if secured else None,
+            )
+        except (OSError, ssl.SSLError) as error:  # OSError covers time-outs, too
             client.close()
+            self._service.metrics.tls_failed()
+            self._service.log.info("tls_failed", listener=policy.name, client=address, reason=str(error))
+        except asyncio.CancelledError:
+            client.close()
+            raise
 
     async def _watch(self) -> None:
         """Hold clients to their time limits; when there is no room left, those who only sit there go first."""
@@ -125,10 +129,25 @@ class Listeners:
                     session.abort()
 
 
+async def _begins_with_tls(client: socket.socket) -> bool:
+    """Wait a little for the client's first octet, and look at it without taking it."""
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+    loop.add_reader(client, _settle, readable)
+    try:
+        async with asyncio.timeout(_HELLO_SECONDS):
+            await readable
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(client)
+    return client.recv(1, socket.MSG_PEEK) == _CLIENT_HELLO
+
+
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 
 
-def _factory(make: Callable[[bool], Session], implicit: bool) -> Callable[[], Session]:
-    return lambda: make(implicit)
+def _factory(make: Callable[[bool], Session], *, secured: bool) -> Callable[[], Session]:
+    return lambda: make(secured)

@@ -49,17 +49,16 @@ def prototype(service: Service) -> Prototype:
 class Connection(SMTP):
     """A client's connection, from greeting to goodbye."""
 
-    def __init__(self, service: Service, policy: ListenerPolicy, start: Prototype, *, implicit_tls: bool) -> None:
+    def __init__(self, service: Service, policy: ListenerPolicy, start: Prototype, *, secured: bool) -> None:
         self.__dict__.update(start)  # in place of aiosmtpd's constructor, see prototype()
         self._drain_waiters: deque[asyncio.Future[None]] = deque()
         self._service = service
         self._policy = policy
-        self._implicit_tls = implicit_tls
         self.deadline = _NEVER
         self.idle_since = _NEVER
         self._in = ByteReader()
         self._out: list[bytes] = []
-        self._tls = False
+        self._tls = secured
         self._errors = 0
         self._idle_commands = 0
         self._draining = False
@@ -77,8 +76,8 @@ class Connection(SMTP):
         if service.stopping or len(service.sessions) >= service.connections:
             self._turn_away()
             return
-        if self._implicit_tls:
-            cast(asyncio.ReadTransport, transport).pause_reading()  # the first octets are for the TLS layer
+        if self._tls:
+            self._note_tls(transport)
         service.sessions.add(self)
         service.metrics.session_opened(self._policy.name)
         self._handler_coroutine = self.loop.create_task(self._handle_client())
@@ -86,9 +85,8 @@ class Connection(SMTP):
     def _turn_away(self) -> None:
         service = self._service
         service.metrics.session_refused("shutting_down" if service.stopping else "too_many_connections")
-        if not self._implicit_tls:
-            reply = commands.SHUTTING_DOWN if service.stopping else commands.TOO_MANY_CONNECTIONS
-            self._write(reply.to_bytes())
+        reply = commands.SHUTTING_DOWN if service.stopping else commands.TOO_MANY_CONNECTIONS
+        self._write(reply.to_bytes())
         self._close()
 
     def data_received(self, data: bytes) -> None:
@@ -140,8 +138,6 @@ class Connection(SMTP):
     async def _handle_client(self) -> None:
         """Serve the client until it leaves."""
         try:
-            if self._implicit_tls:
-                await self._start_tls()
             self._reply_raw(f"220 {self._service.hostname} ESMTP cmail-proxy\r\n".encode("ascii"))
             await self._converse()
         except HangUp:
@@ -267,5 +263,8 @@ class Connection(SMTP):
         self.transport = secured
         self._in.attach(secured)
         self._tls = True
-        tls = secured.get_extra_info("ssl_object")
-        self._service.metrics.tls_started(tls.version() if tls is not None else "unknown")
+        self._note_tls(secured)
+
+    def _note_tls(self, transport: asyncio.BaseTransport) -> None:
+        tls = transport.get_extra_info("ssl_object")
+        self._service.metrics.tls_started(tls.version() if tls is not None else None)

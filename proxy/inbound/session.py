@@ -35,8 +35,8 @@ class Session(Connection):
 
     _verbs: ClassVar[dict[str, _Verb]] = {}  # filled below the class
 
-    def __init__(self, service: Service, policy: ListenerPolicy, start: Prototype, *, implicit_tls: bool) -> None:
-        super().__init__(service, policy, start, implicit_tls=implicit_tls)
+    def __init__(self, service: Service, policy: ListenerPolicy, start: Prototype, *, secured: bool) -> None:
+        super().__init__(service, policy, start, secured=secured)
         self._helo = ""
         self._extended = False
         self._login: Login | None = None
@@ -396,7 +396,7 @@ def session_factory(service: Service, policy: ListenerPolicy) -> Callable[[bool]
     Prepare sessions for one listener.
 
     Returns:
-        A function that makes a session; its argument: whether the client begins with TLS.
+        A function that makes a session; its argument: whether TLS is on before the greeting.
     """
     start = prototype(service)
-    return lambda implicit_tls: Session(service, policy, start, implicit_tls=implicit_tls)
+    return lambda secured: Session(service, policy, start, secured=secured)
