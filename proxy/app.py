@@ -178,6 +178,7 @@ class _Watcher:
         self._app = app
 
     def connection_opened(self, seconds: float) -> None:
+        self._app.health.reasons.pop(UPSTREAM, None)
         self._app.metrics.connection_opened(seconds)
         self._app.log.debug("upstream_connected", seconds=round(seconds, 6))
 

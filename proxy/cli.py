@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a problem with settings, rules or the message, 2 wrong usa
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 import click
 
 from proxy import __version__
-from proxy.problems import ProblemsError
-from proxy.settings import CONFIG_VARIABLE, TOKENS_FILE, Settings, check, load
+from proxy.problems import Problem, ProblemsError
+from proxy.settings import CONFIG_VARIABLE, TOKENS_FILE, Settings, check, load, load_rules
 
 if TYPE_CHECKING:
     from proxy.inbound.tokens import TokenStore
@@ -102,7 +103,10 @@ def check_command(config: Path | None) -> None:
 
     Exit code 0 when `serve` would start, 1 with any problem. Warnings do not count.
     """
-    settings = _loaded(config)
+    try:
+        settings = load(config, os.environ)
+    except ProblemsError as error:
+        _fail(ProblemsError([*error.problems, *_rule_problems(config)]))
     problems, warned = check(settings)
     import attrs
 
@@ -129,6 +133,19 @@ def check_command(config: Path | None) -> None:
         _fail(ProblemsError(problems))
     listeners = ", ".join(f"{each.address}:{each.port} ({each.tls})" for each in settings.listeners)
     click.echo(f"ok: {rules}; listening on {listeners}; relaying to {settings.relay.host}:{settings.relay.port}")
+
+
+def _rule_problems(config: Path | None) -> Sequence[Problem]:
+    """The problems of rule files, though the settings as a whole cannot be read."""
+    from proxy import rulebook
+
+    settings = load_rules(config, os.environ)
+    try:
+        if settings is not None:
+            rulebook.RuleBook(settings)
+    except ProblemsError as error:
+        return error.problems
+    return ()
 
 
 @main.command()

@@ -7,6 +7,7 @@ from proxy.problems import Problem, ProblemsError
 from proxy.settings import Rules, Settings, provider_references
 from proxy.translate import model, parse
 from proxy.translate.engine import Engine
+from proxy.translate.model import RuleFile
 
 
 def shipped_rules() -> Path:
@@ -80,7 +81,21 @@ class RuleBook:
 
     def _load(self) -> Engine:
         rules = self._settings.rules
-        files = parse.load(rules.providers, rules.directories, shipped_rules())
+        places = (rules.directories, shipped_rules())
+        known = ", ".join(parse.known_providers(*places))
+        missing = [provider for provider in rules.providers if parse.find(provider, *places) is None]
+        problems = [
+            Problem(each.file, each.line, each.key, repr(each.provider), f"one of {known}")
+            for each in provider_references(self._settings)
+            if each.provider in missing and each.key.startswith("rules.providers")
+        ]
+        files: tuple[RuleFile, ...] = ()
+        try:
+            files = parse.load([provider for provider in rules.providers if provider not in missing], *places)
+        except ProblemsError as error:
+            problems.extend(error.problems)
+        if problems:
+            raise ProblemsError(problems)
         active = {file.provider for file in files}
         words = {rule.optional for file in files for rule in file.translate if rule.optional}
         problems = [

@@ -7,6 +7,7 @@ is shown as "after" is what the sink's process received.
 
 import json
 import os
+import signal
 import smtplib
 import subprocess
 import sys
@@ -43,6 +44,8 @@ def run(port: int) -> int:
         The exit code: 0 when every message arrived as it should.
     """
     started: list[subprocess.Popen[str]] = []
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # whatever ends the demo, it cleans up
     with tempfile.TemporaryDirectory(prefix="cmail-proxy-demo-") as name:
         folder = Path(name)
         try:
@@ -60,6 +63,10 @@ def run(port: int) -> int:
                     process.wait(10)
                 except subprocess.TimeoutExpired:
                     process.kill()
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _run(folder: Path, port: int, started: list[subprocess.Popen[str]]) -> int:
@@ -112,7 +119,13 @@ def _start(
     # The demo's settings are its own: what the user has in the environment is for the real thing.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CMAIL_PROXY_")}
     process = subprocess.Popen(  # noqa: S603 - this program's own modules
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, text=True, env=environ
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        text=True,
+        env=environ,
+        start_new_session=True,  # Ctrl-C is for the demo, which ends them in order
     )
     started.append(process)
     return process

@@ -72,16 +72,15 @@ def ehlo(hostname: str, offers: list[str]) -> bytes:
     return "".join((*(f"250-{line}\r\n" for line in first), f"250 {last}\r\n")).encode("ascii")
 
 
-def offers(capabilities: Capabilities, limit_octets: int, *, tls: bool, auth: bool) -> list[str]:
+def offers(capabilities: Capabilities, size_octets: int, *, tls: bool, auth: bool) -> list[str]:
     """
     List what EHLO offers.
 
     CHUNKING is left out because its content is counted, not dotted, and would have to be made safe for DATA; DSN,
     because success and delay reports are not passed back.
     """
-    size = min(limit_octets, capabilities.size_octets or limit_octets)
     return [
-        f"SIZE {size}",
+        f"SIZE {size_octets}",
         *(["8BITMIME"] if capabilities.eight_bit else []),
         *(["SMTPUTF8"] if capabilities.smtputf8 else []),
         "PIPELINING",

@@ -63,6 +63,7 @@ class Connection(SMTP):
         self._idle_commands = 0
         self._draining = False
         self._reading = False
+        self._handshaking = False
         self._address = ""
         self._id = service.new_id()
 
@@ -116,11 +117,15 @@ class Connection(SMTP):
     def drain(self) -> None:
         """End the session as soon as no message is in flight."""
         self._draining = True
+        if self._handshaking:
+            self.abort()
         if self._reading and not self._in_transaction():
             self._in.expire()
 
     def abort(self) -> None:
         """End the session now."""
+        if self._handshaking and self._handler_coroutine is not None:
+            self._handler_coroutine.cancel()  # the event loop does not tell it that its transport went away
         if self.transport is not None:
             cast(asyncio.WriteTransport, self.transport).abort()
 
@@ -248,6 +253,7 @@ class Connection(SMTP):
         if context is None or transport is None:
             raise ClientGoneError
         self.deadline = monotonic() + _TLS_SECONDS
+        self._handshaking = True
         try:
             secured = await self.loop.start_tls(
                 cast(asyncio.WriteTransport, transport), self, context, server_side=True
@@ -257,6 +263,7 @@ class Connection(SMTP):
             self._service.log.info("tls_failed", session=self._id, client=self._address, reason=str(error))
             raise HangUp from None
         finally:
+            self._handshaking = False
             self.deadline = _NEVER
         if secured is None:
             raise ClientGoneError

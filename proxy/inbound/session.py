@@ -20,7 +20,7 @@ from proxy.inbound.server import Connection, HangUp, Prototype, prototype, synta
 from proxy.inbound.service import ListenerPolicy, Service
 from proxy.mail.envelope import Envelope
 from proxy.mail.reply import SERVICE_CLOSING, Reply
-from proxy.route import Transaction
+from proxy.route import Capabilities, Transaction
 
 MAX_AUTH_FAILURES = 5
 MAX_EXCESS_RECIPIENTS = 100
@@ -95,11 +95,16 @@ class Session(Connection):
         if not extended:
             self._reply_raw(f"250 {self._service.hostname}\r\n".encode("ascii"))
             return
-        limit = self._service.limits.message_octets
+        capabilities = self._service.route.capabilities
         offers = commands.offers(
-            self._service.route.capabilities, limit, tls=self._offers_tls(), auth=self._may_authenticate()
+            capabilities, self._largest(capabilities), tls=self._offers_tls(), auth=self._may_authenticate()
         )
         self._reply_raw(commands.ehlo(self._service.hostname, offers))
+
+    def _largest(self, capabilities: Capabilities) -> int:
+        """The largest message that both we and the route take."""
+        ours = self._service.limits.message_octets
+        return min(ours, capabilities.size_octets or ours)
 
     def _offers_tls(self) -> bool:
         return not self._tls and self._policy.tls != "none" and self._service.certificates.context is not None
@@ -176,7 +181,11 @@ class Session(Connection):
         else:
             self._reply_raw(f"334 {challenge}\r\n".encode("ascii"))
             line = await self._line(commands.MAX_LINE_OCTETS["AUTH"])
-            text = line.rstrip(b"\r\n")
+            if len(line) > commands.MAX_LINE_OCTETS["AUTH"]:
+                return commands.LINE_TOO_LONG
+            if not line.endswith(b"\r\n"):
+                return commands.BAD_LINE
+            text = line[:-2]
         if text == b"*":
             return commands.AUTH_CANCELLED
         decoded = auth.decode_base64(text)
@@ -229,7 +238,8 @@ class Session(Connection):
             self._error(commands.NESTED_MAIL)
             return
         service = self._service
-        envelope = commands.mail(arg, service.limits.message_octets, smtputf8=service.route.capabilities.smtputf8)
+        capabilities = service.route.capabilities
+        envelope = commands.mail(arg, self._largest(capabilities), smtputf8=capabilities.smtputf8)
         if isinstance(envelope, Reply):
             self._error(envelope)
             return

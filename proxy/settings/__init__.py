@@ -7,7 +7,7 @@ What an operator decides: typed settings from a YAML file and the environment.
 
 from proxy.settings.checks import TOKENS_FILE, ProviderReference, Warned, check, provider_references
 from proxy.settings.environment import CONFIG_VARIABLE
-from proxy.settings.load import load
+from proxy.settings.load import load, load_rules
 from proxy.settings.model import (
     Action,
     Actions,
@@ -54,5 +54,6 @@ __all__ = [
     "Warned",
     "check",
     "load",
+    "load_rules",
     "provider_references",
 ]

@@ -63,6 +63,26 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     return loaded
 
 
+def load_rules(path: Path | None, environ: Mapping[str, str]) -> Settings | None:
+    """
+    Read the section ``rules`` alone, when other sections cannot be read: so that rule files can still be checked.
+
+    Returns:
+        Settings with defaults for all else; None where that section, or the file, has problems itself.
+    """
+    findings = Findings(str(path) if path else "")
+    try:
+        root = _nodes(path, findings) if path else strictyaml.Mapping({}, {}, 0)
+    except ProblemsError:
+        return None
+    root = lay_over(root, environ, Findings(""))
+    rules = root.entries.get("rules") if isinstance(root, strictyaml.Mapping) else None
+    only = strictyaml.Mapping({} if rules is None else {"rules": rules}, {}, 0)
+    folder = path.parent if path else Path()
+    settings = _Reader(folder.absolute(), findings).section(only, Settings, "")
+    return None if findings.problems else attrs.evolve(settings, source=findings.source)
+
+
 def _nodes(path: Path, findings: Findings) -> strictyaml.Node:
     """Read the file, and note where each key stands."""
     root: strictyaml.Node | None = None

@@ -72,8 +72,8 @@ def load(providers: Iterable[str], directories: Sequence[Path], shipped: Path) -
     for provider in providers:
         path = find(provider, directories, shipped)
         if path is None:
-            known = sorted({file.stem for folder in (*directories, shipped) for file in folder.glob("*.yaml")})
-            problems.append(Problem("rules.providers", 0, "", repr(provider), f"one of {', '.join(known)}"))
+            known = ", ".join(known_providers(directories, shipped))
+            problems.append(Problem("rules.providers", 0, "", repr(provider), f"one of {known}"))
             continue
         name = f"mappings/{path.name}" if path.parent == shipped else str(path)
         try:
@@ -89,6 +89,11 @@ def load(providers: Iterable[str], directories: Sequence[Path], shipped: Path) -
     if problems:
         raise ProblemsError(problems)
     return tuple(files)
+
+
+def known_providers(directories: Sequence[Path], shipped: Path) -> list[str]:
+    """Name the providers that have a rule file."""
+    return sorted({file.stem for folder in (*directories, shipped) for file in folder.glob("*.yaml")})
 
 
 def find(provider: str, directories: Sequence[Path], shipped: Path) -> Path | None:

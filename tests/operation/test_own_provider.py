@@ -54,7 +54,7 @@ def test_invented_provider_is_translated_by_its_rule_file_alone(tmp_path: Path) 
             )
             refused = client.data(b'X-Acme-Options: {"mailmerge": [1]}\r\n\r\nbody\r\n.\r\n')
             assert refused == (
-                "554 5.6.0 X-Acme-Options mailmerge has no counterpart here (lost: place-holders stay); not sent"
+                "554 5.6.0 No counterpart here for X-Acme-Options mailmerge (lost: place-holders stay); not sent"
             )
         line = here.proxy.event("message")
         assert line["providers"] == ["acme"]

@@ -166,7 +166,8 @@ def test_every_kind_of_listener_is_closed(tmp_path: Path, tls: str) -> None:
     listener = {"address": "127.0.0.1", "port": 0, "tls": tls, "auth": "none"}
     with site(tmp_path, listeners=[listener], tls={"self_signed": True}) as here:
         with here.proxy.connect() as silent:
-            here.proxy.wait_for_metric("cmail_proxy_sessions_open", 1)  # where tls is auto, after half a second
+            # Where tls is auto, after half a second; where it is implicit, a session begins behind the handshake.
+            here.proxy.wait_for_metric("cmail_proxy_sessions_open", 1 if tls == "auto" else 0)
             assert here.proxy.stop() == 0
             greeting = b"220 proxy.example.com ESMTP cmail-proxy\r\n" if tls == "auto" else b""
             assert everything(silent) == greeting + (f"{CLOSING}\r\n".encode() if tls == "auto" else b"")

@@ -67,7 +67,7 @@ def test_explain_tells_what_is_lost_and_where_the_rule_says_so() -> None:
     assert re.search(r"at: sub, .*class: text, loses: place-holders stay", rule_at(where.strip()))
     assert group == "group      c"
     assert decision == (
-        "decision   refused with 554 5.6.0: X-SMTPAPI sub has no counterpart here (lost: place-holders stay)"
+        "decision   refused with 554 5.6.0: No counterpart here for X-SMTPAPI sub (lost: place-holders stay)"
     )
 
 
@@ -77,7 +77,7 @@ def test_message_that_would_be_refused_is_shown_with_exit_code_1() -> None:
     assert done.returncode == 1
     assert done.stdout == b"From: a@example.com\nTo: b@example.net\nX-Cmail-GroupName: c\n\n-n-\n"
     assert done.stderr.decode() == (
-        "refused with 554 5.6.0: X-SMTPAPI sub has no counterpart here (lost: place-holders stay)\n"
+        "refused with 554 5.6.0: No counterpart here for X-SMTPAPI sub (lost: place-holders stay)\n"
     )
 
 
@@ -92,12 +92,12 @@ def test_message_in_test_mode_is_explained_as_discarded() -> None:
 @pytest.mark.parametrize(
     ("recipients", "code", "reason"),
     [
-        ([], 1, "X-SMTPAPI to has no counterpart here (lost: the real recipients)"),
+        ([], 1, "No counterpart here for X-SMTPAPI to (lost: the real recipients)"),
         (["ann@example.net"], 0, ""),
         (
             ["ann@example.net", "bob@example.net"],
             1,
-            "X-SMTPAPI to has no counterpart here (lost: the real recipients)",
+            "No counterpart here for X-SMTPAPI to (lost: the real recipients)",
         ),
     ],
     ids=["of To", "the one named", "one more"],
