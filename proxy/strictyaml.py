@@ -81,7 +81,7 @@ def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
         return None, [Problem(file, 0, "", f"{len(text)} characters", f"a file of at most {MAX_OCTETS} octets")]
     builder = _Builder(file)
     try:
-        root = builder.document(list(yaml.parse(text, Loader=_Loader)))
+        root = builder.document(yaml.parse(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         found = " ".join(str(part) for part in (error.problem, error.context) if part)
@@ -90,10 +90,16 @@ def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
     except yaml.YAMLError as error:  # a character YAML forbids (NUL, a lone surrogate): no mark
         builder.add(0, "", f"text that is not YAML: {str(error).splitlines()[0]}", "valid YAML")
         return None, builder.problems
-    except RecursionError:
-        builder.add(0, "", "nesting too deep to read", f"at most {MAX_DEPTH} levels")
+    except UnicodeEncodeError:
+        builder.add(0, "", "text that is not YAML: an unpaired surrogate", "valid YAML")
+        return None, builder.problems
+    except _TooDeepError:
         return None, builder.problems
     return root, builder.problems
+
+
+class _TooDeepError(Exception):
+    """Reading ends here."""
 
 
 class _Builder:
@@ -108,14 +114,15 @@ class _Builder:
     def add(self, line: int, key: str, found: str, expected: str, hint: str = "") -> None:
         self.problems.append(Problem(self.file, line, key, found, expected, hint))
 
-    def document(self, events: list[yaml.Event]) -> Node | None:
-        starts = [event for event in events if isinstance(event, yaml.DocumentStartEvent)]
-        if not starts:
-            return None
-        if len(starts) > 1:
-            self.add(_line(starts[1]), "", "a second document", "one document in a file")
-        stream = iter(events[events.index(starts[0]) + 1 :])
-        return self.node(next(stream), stream, "", 0)
+    def document(self, events: Iterator[yaml.Event]) -> Node | None:
+        root = None
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                if root is not None:
+                    self.add(_line(event), "", "a second document", "one document in a file")
+                    break
+                root = self.node(next(events), events, "", 0)
+        return root
 
     def node(self, event: yaml.Event, stream: Iterator[yaml.Event], path: str, depth: int) -> Node:
         line = _line(event)
@@ -143,6 +150,7 @@ class _Builder:
             return Scalar(_resolve(event.value) if event.implicit[0] else event.value, line)
         if depth == MAX_DEPTH:
             self.add(line, path, "nesting too deep to read", f"at most {MAX_DEPTH} levels")
+            raise _TooDeepError
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Node] = []
             for child in stream:

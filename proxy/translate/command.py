@@ -56,4 +56,7 @@ def translate_octets(message: bytes, engine: Engine, recipients: Sequence[str] =
 def _recipients(section: HeaderSection) -> tuple[str, ...]:
     values = [encoded_words.decode(field.value) for field in section if field.name.lower() in ("to", "cc", "bcc")]
     shortened = [value[:_MAX_RECIPIENT_OCTETS] for value in values]  # the parser is slow on what no client sends
-    return tuple(address for _, address in getaddresses(shortened) if address)
+    try:
+        return tuple(address for _, address in getaddresses(shortened) if address)
+    except RecursionError:  # thousands of nested comments
+        return ()

@@ -255,7 +255,9 @@ class _Run:
             setting = None
             if outcome is not None:
                 if not outcome.invalid:
-                    setting = Setting(target, outcome.value, outcome.provider, outcome.label, outcome.rule.where)
+                    setting = Setting(
+                        target, self.fitting(outcome), outcome.provider, outcome.label, outcome.rule.where
+                    )
             elif target in defaults:
                 setting = Setting(target, values.flag(defaults[target]), defaults_of, "", "when_absent")
             if setting is not None:
@@ -279,7 +281,7 @@ class _Run:
         """The value of the platform's own field, None without one; and the fields of that name that are empty."""
         empty: list[int] = []
         for index in self.found.get(target.lower().encode(), ()):
-            text = self.text(index).strip()
+            text = values.clean_name(self.text(index))
             if text:
                 return text, []
             empty.append(index)
@@ -336,7 +338,7 @@ class _Run:
                     continue
                 for path in self.places_in_use(rule, key):
                     label = " ".join(part for part in (rule.selector.label(name, path), rule.contains) if part)
-                    if (fact := f"{provider} {label} {rule.loses}") not in told:
+                    if (fact := f"{provider} {label} {rule.loss_class} {rule.loses}") not in told:
                         told.add(fact)
                         self.lost(provider, label, rule.loss_class, rule.loses, rule.where)
 
@@ -448,8 +450,8 @@ class _Run:
         for file in self.engine.files:
             rules: tuple[TranslateRule | LossRule, ...] = (*file.translate, *file.untranslatable)
             for rule in rules:
-                if key in rule.selector.names:
-                    return rule.selector.names[key]
+                if name := _named_as(rule.selector, key):
+                    return rule.selector.names[name]
         return ""
 
     def text(self, index: int) -> str:
@@ -473,12 +475,15 @@ class _Run:
             if any(self.section.keys[index] in self.engine.compiled[owner].translated_names for owner in owners)
         }
 
-    def written(self, setting: Setting) -> bytes:
-        line, cut = values.write_name(setting.target, setting.value)
-        if cut:
+    def fitting(self, outcome: _Outcome) -> str:
+        name = values.fit_name(outcome.value)
+        if name != outcome.value:
             text = f"a word of over {values.MAX_BLANK_FREE_OCTETS} octets was cut"
-            self.remark("name_cut", setting.provider, setting.source, text, setting.where)
-        return line
+            self.remark("name_cut", outcome.provider, outcome.label, text, outcome.rule.where)
+        return name
+
+    def written(self, setting: Setting) -> bytes:
+        return values.write_name(setting.target, setting.value)[0]
 
     def check_signatures(self, removed: set[int]) -> None:
         gone = {self.section.keys[index] for index in removed}

@@ -176,10 +176,13 @@ class FieldPatterns:
     names: frozenset[bytes] = frozenset()
     prefixes: tuple[bytes, ...] = ()
     excepted: frozenset[bytes] = frozenset()
+    excepted_prefixes: tuple[bytes, ...] = ()
 
     def match(self, name: bytes) -> bool:
         """Tell whether *name* (lower case) is a control field."""
-        return name not in self.excepted and (name in self.names or name.startswith(self.prefixes))
+        if name in self.excepted or name.startswith(self.excepted_prefixes):
+            return False
+        return name in self.names or name.startswith(self.prefixes)
 
 
 @frozen(eq=False)

@@ -134,15 +134,15 @@ class _Reader:
 
     def rule_file(self, root: Mapping, provider: str) -> RuleFile:
         self.keys(root, "", _TOP_KEYS, ("title", "fields"))
-        spelled = tuple(word for word, _ in self.words(root, "fields", ""))
-        controls = self.controls(root)
+        spelled = self.words(root, "fields", "")
+        controls = self.controls(spelled)
         self.json = self.json_fields(root)
         return RuleFile(
             provider=provider,
             title=self.text(root, "title", ""),
             reference=self.text(root, "reference", ""),
             controls=controls,
-            spelled=spelled,
+            spelled=tuple(word for word, _ in spelled),
             json=self.json,
             translate=tuple(self.each(root, "translate", self.translate_rule)),
             when_absent=self.when_absent(root),
@@ -152,11 +152,12 @@ class _Reader:
 
     # Parts of a file
 
-    def controls(self, root: Mapping) -> FieldPatterns:
+    def controls(self, words: Sequence[tuple[str, int]]) -> FieldPatterns:
         names: set[bytes] = set()
         prefixes: list[bytes] = []
         excepted: set[bytes] = set()
-        for index, (word, line) in enumerate(self.words(root, "fields", "")):
+        excepted_prefixes: list[bytes] = []
+        for index, (word, line) in enumerate(words):
             key = f"fields[{index}]"
             pattern = word.removeprefix("!")
             stem = pattern.removesuffix("*")
@@ -167,13 +168,15 @@ class _Reader:
             taken = [name for name in _PROTECTED if name == lower or (pattern != stem and name.startswith(lower))]
             if taken and not word.startswith("!"):
                 self.add(line, key, repr(word), "fields of this provider", f"it would remove {taken[0]}")
+            elif word.startswith("!") and pattern != stem:
+                excepted_prefixes.append(lower.encode())
             elif word.startswith("!"):
                 excepted.add(lower.encode())
             elif pattern == stem:
                 names.add(lower.encode())
             else:
                 prefixes.append(lower.encode())
-        return FieldPatterns(frozenset(names), tuple(prefixes), frozenset(excepted))
+        return FieldPatterns(frozenset(names), tuple(prefixes), frozenset(excepted), tuple(excepted_prefixes))
 
     def json_fields(self, root: Mapping) -> dict[bytes, Repeat]:
         found: dict[bytes, Repeat] = {}
@@ -211,7 +214,8 @@ class _Reader:
         fitting = TIMES if target == DELIVER_AT else {Reading.SWITCH, Reading.ALLOW_LIST}
         if target == GROUP:
             fitting = {Reading.TEXT}
-        if target in TARGETS and reading not in fitting:
+        readable = "as" not in node.entries or self.scalar_quiet(node) in [each.value for each in Reading]
+        if readable and reading not in fitting:
             words = [each.value for each in Reading if each in fitting]
             self.add(node.line, f"{key}.as", reading.value, f"{' or '.join(words)} for {target}")
         words_for = {name: self.lower_words(node, name, key) for name in ("true_if", "false_if", "known")}
@@ -304,6 +308,10 @@ class _Reader:
 
     # Kinds of values
 
+    def scalar_quiet(self, node: Mapping) -> object:
+        value = node.entries["as"]
+        return value.value if isinstance(value, Scalar) else None
+
     def keys(self, node: Mapping, path: str, known: Sequence[str], needed: Sequence[str]) -> None:
         for name, line in node.key_lines.items():
             if name not in known:
@@ -339,7 +347,7 @@ class _Reader:
         value = node.entries.get(name)
         if value is None:
             return None
-        if isinstance(value, Scalar) and value.value is not None:
+        if isinstance(value, Scalar) and value.value is not None and value.value != "":
             return value.value
         self.add(node.key_lines[name], f"{path}.{name}".lstrip("."), str(value), "a single value")
         return None

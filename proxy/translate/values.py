@@ -173,9 +173,9 @@ def read_time(text: str, reading: Reading) -> datetime:
         if reading is Reading.UTC_TIME:
             return datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
         moment = parsedate_to_datetime(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError, OSError, TypeError, IndexError):
         raise Invalid("not a time") from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def clean_name(text: str) -> str:
@@ -185,13 +185,18 @@ def clean_name(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text.strip() if "  " not in text else _BLANKS.sub(" ", text).strip()
-    text = _BLANKS.sub(" ", text)
     kept = "".join(
         "\ufffd" if "\ud800" <= character <= "\udfff" else character
         for character in text
-        if unicodedata.category(character) not in ("Cc", "Zl", "Zp")
+        if character in "\t\r\n" or unicodedata.category(character) not in ("Cc", "Zl", "Zp")
     )
-    return unicodedata.normalize("NFC", kept).strip()
+    return unicodedata.normalize("NFC", _BLANKS.sub(" ", kept)).strip()
+
+
+def fit_name(name: str) -> str:
+    if not name.isascii() or "=?" in name:
+        return name
+    return " ".join(word[:MAX_BLANK_FREE_OCTETS] for word in name.split(" "))
 
 
 def write_name(field_name: str, name: str) -> tuple[bytes, bool]:

@@ -365,3 +365,32 @@ def test_pages_name_no_hosts_but_examples_and_providers(page: Path) -> None:
     """Mail addresses and hosts to connect to are invented, or those of the old providers."""
     for host in re.findall(r"[\w.+-]+@([\w.-]+\w)", page.read_text("utf-8")):
         assert host in {"example.com", "example.net", "example.org", "mg.example.com", "127.0.0.1"}
+
+
+SWITCHING = DOCS / "switching.md"
+
+
+def told_losses(section: str) -> Iterator[tuple[str, model.Action]]:
+    """The code spans that a section of the switching page lists as lost, with what it says is done about them."""
+    kinds = {"refused": model.Action.REFUSE, "reported": model.Action.WARN, "counted only": model.Action.IGNORE}
+    for bullet in re.findall(r"^- Lost((?:.|\n(?!- ))*)", section, re.MULTILINE):
+        parts = re.split(r"(refused|reported|counted only):", bullet, flags=re.IGNORECASE)
+        for kind, text in zip(parts[1::2], parts[2::2], strict=True):
+            yield from ((span, kinds[kind.lower()]) for span in coded(text))
+
+
+@pytest.mark.parametrize("file", docs.rule_files(), ids=lambda file: file.provider)
+def test_losses_on_the_switching_page_are_those_of_the_rules(file: model.RuleFile) -> None:
+    """What the page says is refused, reported or counted only is what the rule file makes of it by default."""
+    title = "Symfony and Laravel" if file.provider == "symfony" else file.title.partition(" (")[0]
+    section = prose(SWITCHING).partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    done: dict[str, set[model.Action]] = {}
+    for rule in docs.losses_of(file):
+        paths = {".".join(path[:depth]) for path in rule.selector.paths for depth in range(1, len(path) + 1)}
+        contains = {getattr(rule, "contains", "")}
+        for name in {*rule.selector.names.values(), *paths, *contains}:
+            done.setdefault(name, set()).add(model.DEFAULT_ACTIONS[rule.loss_class])
+    told = list(told_losses(section))
+    assert told
+    for name, action in told:
+        assert action in done.get(name, set()), (name, action, done.get(name))

@@ -115,6 +115,24 @@ def test_parser_refuses_what_is_no_reply(read: Callable[[bytes], list[Reply]], s
     assert str(error.value) == reason
 
 
+@pytest.mark.parametrize("nonsense", [b"hello\r\n", b"250-a\r\n451 b\r\n", b"250 " + b"x" * 5000, b"250-x\r\n" * 101])
+def test_parser_gives_the_replies_before_the_nonsense_with_the_error(nonsense: bytes) -> None:
+    """A message that was accepted stays accepted, whatever the peer says behind it."""
+    with pytest.raises(ReplyError) as error:
+        whole(b"250 2.0.0 a\r\n451 4.3.0 b\r\n" + nonsense)
+    assert list(error.value.replies) == [Reply(250, "2.0.0", "a"), Reply(451, "4.3.0", "b")]
+
+
+def test_parser_knows_whether_a_reply_has_begun() -> None:
+    """Half a line or half a reply is pending; before and after a whole one nothing is."""
+    parser = ReplyParser()
+    states = [parser.pending]
+    for piece in (b"25", b"0-a\r\n", b"250 b\r\n", b"250 c\r\n"):
+        parser.feed(piece)
+        states.append(parser.pending)
+    assert states == [False, True, True, False, False]
+
+
 @BOTH
 def test_parser_refuses_a_line_over_the_limit(read: Callable[[bytes], list[Reply]]) -> None:
     """A line is bounded, whether its end comes with it, later or never."""

@@ -378,3 +378,17 @@ def test_stop_does_not_wait_for_clients_that_never_begin_their_handshake(tmp_pat
         assert asked.say("STARTTLS") == GO_AHEAD
         assert here.proxy.stop() == 0
         assert here.proxy.events("drain_cut_off") == []
+
+
+def test_failed_handshakes_leave_nothing_behind(tmp_path: Path) -> None:
+    """Sessions whose handshake failed, for whatever reason, are over: the stop finds none of them left."""
+    with site(tmp_path, listeners=[listener("starttls")], tls={"self_signed": True}) as here:
+        for octets in (b"EHLO app.example.com\r\n", b"\x16\x03\x01\x00\x05hello", b"\x16\x03", b""):
+            for ends in (Client.reset, lambda client: client.sock.close()):
+                client = here.client()
+                assert client.say("STARTTLS") == GO_AHEAD
+                client.send(octets)
+                ends(client)
+        here.upstream.wait_for(lambda: here.proxy.metric("cmail_proxy_sessions_open") == 0)
+        assert here.proxy.stop() == 0
+        assert here.proxy.events("drain_cut_off") == []
