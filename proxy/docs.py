@@ -180,7 +180,7 @@ def _path(path: tuple[str, ...]) -> str:
 def _fields_of_class(files: Iterable[RuleFile], name: str) -> Iterator[str]:
     for file in files:
         inside: dict[str, list[str]] = {}
-        for rule in _losses(file):
+        for rule in losses_of(file):
             if rule.loss_class == name:
                 for field in rule.selector.names.values():
                     inside.setdefault(field, []).extend(map(_path, rule.selector.paths))
@@ -189,7 +189,7 @@ def _fields_of_class(files: Iterable[RuleFile], name: str) -> Iterator[str]:
             yield f"{_short(file)}: {', '.join(fields)}"
 
 
-def _losses(file: RuleFile) -> list[LossRule | TranslateRule]:
+def losses_of(file: RuleFile) -> list[LossRule | TranslateRule]:
     """List what has no counterpart, by class; a time to send at has none where all is sent at once."""
     late = (rule for rule in file.translate if rule.target == DELIVER_AT)
     return sorted((*file.untranslatable, *late), key=lambda rule: list(CLASSES).index(rule.loss_class))
@@ -214,7 +214,7 @@ def _provider(file: RuleFile) -> Iterator[str]:
         yield f"\nWhere an app says nothing, {_short(file)} has {', '.join(said)} (`rules.when_absent: provider`).\n"
     lost = [
         (_place(rule.selector, ", "), _counts_when(rule), f"`{rule.loss_class}`", _do(rule.loss_class), rule.loses)
-        for rule in _losses(file)
+        for rule in losses_of(file)
     ]
     if lost:
         yield "\n" + _table(("No counterpart", "Counts when", "Class", "By default", "What is lost"), lost)

@@ -147,6 +147,6 @@ def warnings(settings: Settings, engine: Engine) -> list[str]:
         if off:
             found.append(
                 f"rules.when_absent: platform: {file.title} left {', '.join(off)} off where an app said nothing, and "
-                f"the platform has them on; rules.when_absent: provider keeps what {file.title} did"
+                f"the platform does not; rules.when_absent: provider keeps what {file.title} did"
             )
     return found

@@ -151,6 +151,7 @@ class Crew:
         listeners: Address and port of each listener; 0 for any free port.
         probes: Address and port of the probes for all workers.
         stop_seconds: A worker's own time limit for stopping.
+        relay: The next hop, for the log.
     """
 
     workers: int
@@ -159,6 +160,7 @@ class Crew:
     listeners: Sequence[tuple[str, int]]
     probes: tuple[str, int]
     stop_seconds: float
+    relay: str = ""
     patience: Patience = field(factory=Patience)
 
 
@@ -411,6 +413,7 @@ class _Supervisor:
                 "listening",
                 listeners=[{"address": address, "port": port} for address, port in self._places],
                 probes={"address": self._crew.probes[0], "port": self._probes_port},
+                relay=self._crew.relay,
                 workers=len(self._workers),
             )
         self._health.reasons = {

@@ -29,6 +29,7 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
         listeners=[(listener.address, listener.port) for listener in settings.listeners],
         probes=(probes.address, probes.port),
         stop_seconds=shutdown.delay_seconds + shutdown.drain_seconds,
+        relay=f"{settings.relay.host}:{settings.relay.port}",
     )
     code = await supervise(crew, log)
     log.flush()

@@ -192,7 +192,7 @@ def _tell(folder: Path, settings: Path, log: Path, port: int, probes: int) -> No
     click.echo(f"  the settings used           {settings}")
     click.echo(f"  what the sink received      {folder / 'received'}")
     click.echo(f"  send a message of your own  SMTP to 127.0.0.1:{port}, user and password {_TOKEN}")
-    click.echo("  why a field was set         cmail-proxy translate --explain MESSAGE.eml")
+    click.echo(f"  why a field was set         {sys.argv[0]} translate --explain MESSAGE.eml")
     click.echo("  the next step               README.md, “Switching from …” for your provider")
     if not sys.stdin.isatty():
         click.echo("(The files above go with the demo; on a terminal it stays up until Ctrl-C.)")

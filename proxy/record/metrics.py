@@ -18,7 +18,7 @@ from proxy.record import exposition
 from proxy.record.exposition import GROUP_LABEL_LIMIT, PREFIX, GroupLabels, Snapshot
 from proxy.record.series import Counter, Gauge, Histogram
 from proxy.route import OUTCOMES
-from proxy.translate.model import TARGETS
+from proxy.translate.model import NATIVE
 from proxy.translate.outcome import Translation
 
 SessionRefusal = Literal["too_many_connections", "shutting_down"]
@@ -279,7 +279,7 @@ class Metrics(_Registry):
             self._counter(
                 "translated_total", "X-Cmail fields written, by provider they come from.", "provider", "target"
             ),
-            product(providers, TARGETS),
+            product(providers, NATIVE),
         )
         self._untranslatable = _Children(
             self._counter(

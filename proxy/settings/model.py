@@ -138,7 +138,8 @@ class Listener:
         ),
     )
     allow_networks: tuple[Network, ...] = field(
-        default=(), metadata=about("Only clients from these networks may connect; empty for all.")
+        default=(),
+        metadata=about("Networks whose clients may send without logging in; empty, on loopback only, for all."),
     )
 
     @property

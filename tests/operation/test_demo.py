@@ -29,7 +29,7 @@ AFTER = {
     "SendGrid": ["X-Cmail-GroupName: order confirmation", "X-Cmail-TrackOpens: true", "X-Cmail-TrackClicks: false"],
 }
 BEFORE = {
-    "Mailgun": 'X-Mailgun-Tag: order confirmation X-Mailgun-Tag: shop X-Mailgun-Track-Clicks: no '
+    "Mailgun": "X-Mailgun-Tag: order confirmation X-Mailgun-Tag: shop X-Mailgun-Track-Clicks: no "
     'X-Mailgun-Variables: {"order": "1"}',
     "Mailjet": "X-Mailjet-Campaign: order-confirmation X-Mailjet-TrackOpen: 0",
     "Mandrill": "X-MC-Tags: order confirmation, shop X-MC-Track: opens X-MC-InlineCSS: true",

@@ -97,7 +97,8 @@ def test_file_of_ones_own_replaces_the_one_that_is_shipped(tmp_path: Path) -> No
     with site(tmp_path, rules={"directories": ["my-mappings"]}) as here:
         with here.client() as client:
             client.data(
-                b"X-Mailgun-Tag: internal-1\r\nX-Mailgun-Tag: orders\r\nX-Mailgun-Track: no\r\nX-PM-TrackOpens: true\r\n"
+                b"X-Mailgun-Tag: internal-1\r\nX-Mailgun-Tag: orders\r\nX-Mailgun-Track: no\r\n"
+                b"X-PM-TrackOpens: true\r\n"
                 b"\r\nbody\r\n.\r\n"
             )
         fields = here.header().split(b"\r\n")

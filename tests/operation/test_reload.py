@@ -85,7 +85,8 @@ def test_configmap_swap_is_a_change(tmp_path: Path) -> None:
         assert group(here, client) == "one"
         second.mkdir()
         (second / "acme.yaml").write_text(rules("Two"))
-        os.utime(second / "acme.yaml", ns=(first / "acme.yaml").stat()[7:9])  # of the same age and size
+        age = (first / "acme.yaml").stat()
+        os.utime(second / "acme.yaml", ns=(age.st_atime_ns, age.st_mtime_ns))  # of the same age and size
         (mounted / "..data_tmp").symlink_to(second.name)
         (mounted / "..data_tmp").rename(mounted / "..data")
         shutil.rmtree(first)
@@ -145,17 +146,19 @@ def test_own_file_for_a_shipped_provider_counts_once_it_is_there(tmp_path: Path)
     """A folder that gets a file later replaces the shipped one at that moment, and gives it back when the file goes."""
     mounted = tmp_path / "rules"
     mounted.mkdir()
-    with site(tmp_path, rules={"providers": ["mailgun"], "directories": [str(mounted)]}) as here:
-        with here.client() as client:
-            (mounted / "mailgun.yaml").write_text(rules("One").replace("Acme", "Mailgun"))
-            here.proxy.event("rules_reloaded")
-            client.data(b"X-Mailgun-One: mine\r\nX-Mailgun-Tag: theirs\r\n\r\nbody\r\n.\r\n")
-            assert b"X-Cmail-GroupName: mine\r\n" in here.header()
-            (mounted / "mailgun.yaml").unlink()
-            here.proxy.event("rules_reloaded", 2)
-            here.forget()
-            client.data(b"X-Mailgun-One: mine\r\nX-Mailgun-Tag: theirs\r\n\r\nbody\r\n.\r\n")
-            assert b"X-Cmail-GroupName: theirs\r\n" in here.header()
+    with (
+        site(tmp_path, rules={"providers": ["mailgun"], "directories": [str(mounted)]}) as here,
+        here.client() as client,
+    ):
+        (mounted / "mailgun.yaml").write_text(rules("One").replace("Acme", "Mailgun"))
+        here.proxy.event("rules_reloaded")
+        client.data(b"X-Mailgun-One: mine\r\nX-Mailgun-Tag: theirs\r\n\r\nbody\r\n.\r\n")
+        assert b"X-Cmail-GroupName: mine\r\n" in here.header()
+        (mounted / "mailgun.yaml").unlink()
+        here.proxy.event("rules_reloaded", 2)
+        here.forget()
+        client.data(b"X-Mailgun-One: mine\r\nX-Mailgun-Tag: theirs\r\n\r\nbody\r\n.\r\n")
+        assert b"X-Cmail-GroupName: theirs\r\n" in here.header()
 
 
 def issue(folder: Path, ca: trustme.CA) -> bytes:

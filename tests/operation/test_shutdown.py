@@ -108,7 +108,7 @@ def test_reply_of_the_platform_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_message_that_takes_too_long_is_cut_off(tmp_path: Path) -> None:
-    """After shutdown.drain_seconds the rest is cut off: no 250, nothing at the platform, and exit code 0 all the same."""
+    """After shutdown.drain_seconds the rest is cut off: no 250, nothing at the platform, and yet exit code 0."""
     with site(tmp_path, shutdown={"drain_seconds": 1}) as here, here.client() as client:
         client.envelope()
         client.send(HEAD + b"first half\r\n")

@@ -101,8 +101,8 @@ def test_problems_of_settings_end_the_start_all_at_once(tmp_path: Path) -> None:
     """All problems of the settings are told, and nothing runs with some of them."""
     config = config_of(tmp_path, limits={"hops": 0}, log={"level": "loud"}, smpt={})
     keys = (
-        "hostname, data_dir, workers, log, listeners, tls, tokens, logins, rules, smtp, limits, route, shutdown, relay, "
-        "http"
+        "hostname, data_dir, workers, log, listeners, tls, tokens, logins, rules, smtp, limits, route, shutdown, "
+        "relay, http"
     )
     assert refusal(config) == [
         f"error: {config}:5: limits.hops: found 0; expected an integer from 1 to 1000 (fields)",
@@ -134,8 +134,8 @@ def test_damaged_certificate_ends_the_start(tmp_path: Path) -> None:
     assert refusal(config) == [
         f"error: {tmp_path}/server.pem: tls.certificate_file: found a damaged certificate (number 1 in the file); "
         "expected a certificate chain in PEM form, the server's own certificate first",
-        f"error: {tmp_path}/server.pem: tls.key_file: found no private key in PEM form; expected the private key of the "
-        "first certificate, in PEM form and without a passphrase",
+        f"error: {tmp_path}/server.pem: tls.key_file: found no private key in PEM form; expected the private key of "
+        "the first certificate, in PEM form and without a passphrase",
         "cmail-proxy: 2 problems",
     ]
 
@@ -186,9 +186,11 @@ def test_working_folder_that_cannot_be_written_is_enough(tmp_path: Path) -> None
     config = write_settings(
         tmp_path / "settings.yaml", settings(2, data_dir=str(tmp_path / "data"), tls={"self_signed": True})
     )
-    with started([*MODULE, "serve", "--config", str(config)], tmp_path, cwd=nowhere) as proxy:
-        with smtplib.SMTP("127.0.0.1", proxy.port, timeout=WAIT_SECONDS) as client:
-            assert client.starttls()[0] == 220
+    with (
+        started([*MODULE, "serve", "--config", str(config)], tmp_path, cwd=nowhere) as proxy,
+        smtplib.SMTP("127.0.0.1", proxy.port, timeout=WAIT_SECONDS) as client,
+    ):
+        assert client.starttls()[0] == 220
     assert {each.name for each in tmp_path.iterdir()} == {"settings.yaml", "proxy.log", "data"}
 
 

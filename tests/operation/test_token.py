@@ -110,7 +110,7 @@ def test_file_that_cannot_be_written_is_told(config: Path, command: str) -> None
     code, out, errors = token(command, "billing", config=config)
     assert (code, out) == (1, "")
     assert errors.splitlines() == [
-        f"error: {config.parent}/data/tokens.json: found a file that cannot be written: Is a directory; expected tokens "
-        "as cmail-proxy token add writes them",
+        f"error: {config.parent}/data/tokens.json: found a file that cannot be written: Is a directory; expected "
+        "tokens as cmail-proxy token add writes them",
         "cmail-proxy: 1 problem",
     ]

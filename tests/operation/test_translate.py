@@ -21,7 +21,8 @@ def test_message_keeps_the_line_ends_it_came_with(tmp_path: Path, source: str, l
     message = MESSAGE.replace(b"\n", line_end)
     file = tmp_path / "message.eml"
     file.write_bytes(message)
-    arguments: list[str | Path] = {"nothing": [], "-": ["-"], "a file": [file]}[source]
+    given: dict[str, list[str | Path]] = {"nothing": [], "-": ["-"], "a file": [file]}
+    arguments = given[source]
     done = run("translate", *arguments, stdin=b"" if source == "a file" else message)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == TRANSLATED.replace(b"\n", line_end)

@@ -154,12 +154,12 @@ def test_connection_that_lacks_what_was_offered_refuses_the_message(here: Relay,
     here.learn(*EXTENSIONS)
 
 
-def test_message_larger_than_the_platform_takes_is_refused_by_the_platform(here: Relay) -> None:
-    """SIZE= above the platform's limit and below ours: its own words reach the app at RCPT."""
+def test_message_larger_than_the_platform_takes_is_refused_before_it_is_sent(here: Relay) -> None:
+    """SIZE= above the platform's limit and below ours is refused at MAIL, and nothing goes upstream."""
     here.learn("SIZE 1000", "PIPELINING")
-    here.upstream.script({"MAIL": "552 5.3.4 over 1000 octets"}, extensions=("SIZE 1000", "PIPELINING"))
+    here.upstream.script(extensions=("SIZE 1000", "PIPELINING"))
     with here.client() as client:
-        assert [client.say(f"{JOE} SIZE=2000"), client.say(ANN)] == [MAIL_OK, "552 5.3.4 over 1000 octets"]
+        assert client.say(f"{JOE} SIZE=2000") == "552 5.3.4 The message is larger than 1000 octets"
     here.learn(*EXTENSIONS)
 
 
