@@ -254,6 +254,7 @@ class Connection(SMTP):
             raise ClientGoneError
         self.deadline = monotonic() + _TLS_SECONDS
         self._handshaking = True
+        self.transport = None  # the TLS layer has it now, and may not tell of its end
         try:
             secured = await self.loop.start_tls(
                 cast(asyncio.WriteTransport, transport), self, context, server_side=True
@@ -261,7 +262,11 @@ class Connection(SMTP):
         except (OSError, ssl.SSLError) as error:
             self._service.metrics.tls_failed()
             self._service.log.info("tls_failed", session=self._id, client=self._address, reason=str(error))
+            cast(asyncio.WriteTransport, transport).abort()
             raise HangUp from None
+        except asyncio.CancelledError:
+            cast(asyncio.WriteTransport, transport).abort()
+            raise
         finally:
             self._handshaking = False
             self.deadline = _NEVER
