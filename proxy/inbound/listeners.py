@@ -95,11 +95,12 @@ class Listeners:
 
     async def _begin(self, client: socket.socket, policy: ListenerPolicy, make: Callable[[bool], Session]) -> None:
         """Start a session, after the TLS handshake where the client begins with one."""
+        secured = policy.tls == "implicit"
         address = ""
         try:
             client.setblocking(False)
             address = client.getpeername()[0]
-            secured = policy.tls == "implicit" or await _begins_with_tls(client)
+            secured = secured or await _begins_with_tls(client)
             await asyncio.get_running_loop().connect_accepted_socket(
                 _factory(make, secured=secured),
                 client,
@@ -108,8 +109,9 @@ class Listeners:
             )
         except (OSError, ssl.SSLError) as error:  # OSError covers time-outs, too
             client.close()
-            self._service.metrics.tls_failed()
-            self._service.log.info("tls_failed", listener=policy.name, client=address, reason=str(error))
+            if secured:
+                self._service.metrics.tls_failed()
+                self._service.log.info("tls_failed", listener=policy.name, client=address, reason=str(error))
         except asyncio.CancelledError:
             client.close()
             raise
