@@ -1,4 +1,7 @@
-"""Reading settings from a file and the environment."""
+"""Reading settings from a file and the environment.
+
+Longer than other modules: the table of what every single key takes is best read in one place.
+"""
 
 import json
 import socket
