@@ -28,7 +28,7 @@ def require_tool(name: str) -> str:
     Find a program that not every machine has.
 
     Returns:
-        Its absolute path. Without it the test is skipped, or fails where ``CMAIL_PROXY_TEST_REQUIRE_ALL`` is 1.
+        Its absolute path. Without it the test is skipped, or fails where ``TESTS_MAY_NOT_SKIP`` is 1.
     """
     return shutil.which(name, path=TOOL_PATH) or _without(f"{name} is not installed")
 
@@ -39,7 +39,7 @@ def require_node_module(name: str) -> Path:
 
     Returns:
         The folder that scripts which require the package must lie in or run below. Without the package, or without
-        node, the test is skipped, or fails where ``CMAIL_PROXY_TEST_REQUIRE_ALL`` is 1.
+        node, the test is skipped, or fails where ``TESTS_MAY_NOT_SKIP`` is 1.
     """
     require_tool("node")
     if not (NODE_FOLDER / "node_modules" / name / "package.json").is_file():
@@ -48,6 +48,6 @@ def require_node_module(name: str) -> Path:
 
 
 def _without(reason: str) -> NoReturn:
-    if os.environ.get("CMAIL_PROXY_TEST_REQUIRE_ALL") == "1":
-        pytest.fail(f"{reason}, and CMAIL_PROXY_TEST_REQUIRE_ALL=1 forbids to skip")
+    if os.environ.get("TESTS_MAY_NOT_SKIP") == "1":
+        pytest.fail(f"{reason}, and TESTS_MAY_NOT_SKIP=1 forbids to skip")
     pytest.skip(reason)
