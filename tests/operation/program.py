@@ -94,6 +94,13 @@ def taken_port() -> Iterator[int]:
         yield other.getsockname()[1]
 
 
+def free_port() -> int:
+    """A port on loopback where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port: int = reserved.getsockname()[1]
+    return port
+
+
 def rule_at(where: str) -> str:
     """The rule of one of our files that begins at ``mappings/FILE:LINE``."""
     place = RULE.fullmatch(where)

@@ -1,6 +1,5 @@
 """A day in the life of a proxy: one message of every kind, for the tests of log and metrics."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ RELAY_USER = "scenario-relay-user-19e2"
 RELAY_PASSWORD = "scenario-relay-password-8e8e"
 BODY = "scenario-body-text-3141"
 
-QUEUED = "250 2.0.0 queued as PLATFORM1"
 OPEN, GUARDED = range(2)
 """Listeners: one for everybody, one for who has logged in over TLS; the apps of the second were Postmark's."""
 
@@ -81,9 +79,9 @@ def scenario(folder: Path, level: str = "info") -> Iterator[Story]:
         _accepted(story)
         _refused_here(story)
         _refused_there(story)
+        _gone(story)
         _logged_in(story)
         _not_logged_in(story)
-        _gone(story)
         here.proxy.wait_for_metric("cmail_proxy_sessions_open", 0)
         here.proxy.wait_for_metric("cmail_proxy_upstream_connections", 0, state="busy")
         here.proxy.event("message", len(story.replies) + 1)
@@ -157,5 +155,5 @@ def _gone(story: Story) -> None:
     with story.here.client(OPEN) as client:
         client.envelope()
         client.send(b"X-MC-Tags: lost\r\n\r\nhalf of " + BODY.encode())
-        time.sleep(0)
-        story.here.upstream.wait_for(lambda: any(each.octets and not each.closed for each in story.here.upstream.open))
+        story.here.upstream.wait_for(lambda: any(each.octets for each in story.here.upstream.open))
+    story.here.upstream.wait_for(lambda: not story.here.upstream.open)

@@ -1,13 +1,12 @@
 """The probes of the running proxy: what kubelet and Prometheus see, whatever becomes of the platform."""
 
 import http.client
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.operation.program import eventually, samples
+from tests.operation.program import eventually, free_port, samples
 from tests.smtp_in.dialogue import Client
 from tests.smtp_in.site import Site, site
 from tests.support.proxy_process import ProxyProcess, settings
@@ -26,9 +25,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def closed_port() -> int:
     """A port where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port: int = reserved.getsockname()[1]
-    return port
+    return free_port()
 
 
 def ask(proxy: ProxyProcess, method: str, path: str) -> tuple[int, str | None, bytes]:

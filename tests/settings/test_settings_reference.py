@@ -25,8 +25,9 @@ def test_reference_has_one_row_of_six_cells_for_each_key() -> None:
         "Received. | `CMAIL_PROXY_HOSTNAME` |",
         "| `listeners[].port` | an integer from 0 to 65535 | `2525` |  | The port; 0 takes any free one. | "
         "`CMAIL_PROXY_LISTENERS__0__PORT` |",
-        "| `listeners[].allow_networks` | a list, each item a network such as 10.0.0.0/8 or fd00::/8 | `[]` |  | Networks whose "
-        "clients may send without logging in; empty, on loopback only, for all. | `CMAIL_PROXY_LISTENERS__0__ALLOW_NETWORKS` |",
+        "| `listeners[].allow_networks` | a list, each item a network such as 10.0.0.0/8 or fd00::/8 | `[]` |  | "
+        "Networks whose clients may send without logging in; empty, on loopback only, for all. | "
+        "`CMAIL_PROXY_LISTENERS__0__ALLOW_NETWORKS` |",
         "| `tokens[].token` | text | required, here or as `token_file` |  | The token. | "
         "`CMAIL_PROXY_TOKENS__0__TOKEN` |",
         "| `log.level` | debug, info, warning or error | `info` |  | The least important lines that are written. | "
