@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 from proxy import app
+from proxy.inbound.tls import Certificates
+from proxy.inbound.tokens import TokenStore
 from proxy.record.log import Log
-from proxy.settings import Settings
+from proxy.rulebook import RuleBook
+from proxy.settings import TOKENS_FILE, Settings
 from proxy.supervisor import Crew, WorkerChannel, WorkerPlace, supervise
 
 
@@ -18,8 +21,15 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
         config: The settings file, for the workers to read themselves.
 
     Raises:
+        ProblemsError: Rule files, certificates or the token store are wrong; nothing was started.
         BindError: A port cannot be had; nothing was started.
     """
+    # What would keep every worker from starting is found once, here, and ends the program at once.
+    RuleBook(settings)
+    Certificates(settings.tls, settings.data_dir, settings.hostname)
+    TokenStore(settings.data_dir / TOKENS_FILE)
+    for _, taken in app.bind_all(settings):
+        taken.close()
     app.raise_descriptor_limit(settings, log)  # workers inherit it
     probes, shutdown = settings.http.probes, settings.shutdown
     crew = Crew(
