@@ -17,7 +17,7 @@ PIP     := $(BIN)/python -m pip --quiet --disable-pip-version-check
 install = $(PIP) install --require-hashes -r $(1) && $(PIP) install --no-deps --no-build-isolation -e . && $(PIP) check
 UV      := uv
 COMPILE := $(UV) pip compile --quiet --no-config --universal --python-version 3.11 --upgrade --generate-hashes \
-	--annotation-style line --custom-compile-command "make constraints"
+	--annotation-style line --no-strip-extras --custom-compile-command "make constraints"
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
