@@ -35,7 +35,7 @@ class HeaderField:
     @property
     def value(self) -> bytes:
         """The value, unfolded (RFC 5322, 2.2.3: only the CRLF goes, the blank after it stays), blanks around it cut."""
-        return self.raw[self.raw.index(b":") + 1 :].replace(b"\r\n", b"").strip(b" \t")
+        return _value(self.raw)
 
 
 class HeaderSection:
@@ -94,6 +94,14 @@ class HeaderSection:
         raw = self.raw[self._ends[index] : self._ends[index + 1]]
         return HeaderField(raw, raw[: raw.index(b":")].rstrip(b" \t").decode("ascii"))
 
+    def name(self, index: int) -> str:
+        """The name of field *index* as written."""
+        return self[index].name
+
+    def value(self, index: int) -> bytes:
+        """The value of field *index*, as :attr:`HeaderField.value`."""
+        return _value(self.raw[self._ends[index] : self._ends[index + 1]])
+
     def edited(self, remove: Collection[int], added: bytes, at: int | None = None) -> bytes:
         """
         Write the section without some fields and with new ones.
@@ -118,3 +126,7 @@ class HeaderSection:
         if at is None:
             pieces.append(added)
         return b"".join(pieces)
+
+
+def _value(raw: bytes) -> bytes:
+    return raw.partition(b":")[2].replace(b"\r\n", b"").strip(b" \t")

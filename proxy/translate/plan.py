@@ -1,0 +1,296 @@
+"""
+What the names in a header section call for, before any value is looked at.
+
+An app sends the same few sets of fields all day, with other values in them. So what the rules want of a set of names is
+worked out once, and kept: which fields leave, which rules look where, which losses to watch for.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from attrs import frozen
+
+from proxy.mail.fields import HeaderSection
+from proxy.translate.model import (
+    DELIVER_AT,
+    NATIVE,
+    TARGETS,
+    LossRule,
+    Policy,
+    Repeat,
+    RuleFile,
+    Selector,
+    Strip,
+    TranslateRule,
+)
+
+_NATIVE_KEYS = frozenset(name.lower().encode() for name in NATIVE)
+_DKIM = b"dkim-signature"
+# Names are the sender's to choose: what is kept of them is bounded in number and size.
+_MAX_NAMES = 4096
+_MAX_PLANS = 512
+_MAX_FIELDS_OF_A_PLAN = 64
+
+Places = tuple[tuple[bytes, tuple[int, ...]], ...]
+"""Lower-case names in a rule's order of rank, each with the indices of its fields."""
+
+
+@frozen(eq=False)
+class Target:
+    """
+    One X-Cmail field (or ``deliver_at``), and who may set it.
+
+    Args:
+        native: Indices of the platform's own fields of that name.
+        readers: For each provider with rules that apply: its name, and the rules with the places they read.
+    """
+
+    name: str
+    native: tuple[int, ...]
+    readers: tuple[tuple[str, tuple[tuple[TranslateRule, Places], ...]], ...]
+
+
+@frozen(eq=False)
+class Watch:
+    """
+    One rule about a loss, and the fields of one name that it looks at.
+
+    Args:
+        paths: JSON paths, each with the label of its place; one empty path for the whole value.
+    """
+
+    provider: str
+    rule: LossRule
+    key: bytes
+    indices: tuple[int, ...]
+    paths: tuple[tuple[tuple[str, ...], str], ...]
+
+
+@frozen(eq=False)
+class Plan:
+    """
+    What to do with a header section that has these names.
+
+    Args:
+        providers: Those whose control fields are there, in field order.
+        first_control: Index of the first control field, where new fields go; None without one.
+        removable: Indices of the fields that leave.
+        targets: Those that some field or rule has to do with; the others only a default can set.
+        json: For each name whose value is a JSON document: its indices, what repetition means, provider and spelling.
+        signatures: Indices of DKIM signatures.
+    """
+
+    providers: tuple[str, ...]
+    first_control: int | None
+    removable: frozenset[int]
+    targets: Mapping[str, Target]
+    watches: tuple[Watch, ...]
+    json: Mapping[bytes, tuple[tuple[int, ...], Repeat, str, str]]
+    signatures: tuple[int, ...]
+
+
+@frozen(eq=False)
+class _Compiled:
+    """One provider's file with the optional rules settled."""
+
+    file: RuleFile
+    by_target: dict[str, tuple[TranslateRule, ...]]
+    translated_names: frozenset[bytes]
+
+
+@frozen(eq=False)
+class _Interest:
+    """
+    What the rules want of one field name; worked out when the name is first met.
+
+    Args:
+        owners: Providers whose control field it is.
+        translators: Providers with a rule that translates it.
+        losses: Rules that watch it, with their provider and the spelling under which they name the field.
+        json: Set where the value is a JSON document.
+    """
+
+    owners: tuple[str, ...]
+    translators: tuple[_Compiled, ...]
+    losses: tuple[tuple[str, LossRule, bytes], ...]
+    json: Repeat | None
+
+
+class Planner:
+    """
+    Makes plans for the active rule files.
+
+    Args:
+        files: Active rule files; their order decides nothing but the order of reports.
+    """
+
+    def __init__(self, files: Sequence[RuleFile], policy: Policy) -> None:
+        self._files = tuple(files)
+        self._strip = policy.strip
+        self._compiled = {file.provider: _compile(file, policy) for file in files}
+        self._names_for = {
+            target: frozenset(
+                name
+                for each in self._compiled.values()
+                for rule in each.by_target[target]
+                for name in rule.selector.names
+            )
+            | {target.lower().encode()}
+            for target in TARGETS
+        }
+        self._interests: dict[bytes, _Interest | None] = {}
+        # Names of which nothing but ``contains`` conditions is asked (Content-Type), with the texts: the values of all
+        # other messages need not be decoded.
+        self._marked: dict[bytes, tuple[bytes, ...]] = {}
+        self._plans: dict[tuple[bytes, ...], Plan | None] = {}
+
+    def plan(self, section: HeaderSection) -> Plan | None:
+        """Give the plan for the names of a section; None where no rule cares about any of them."""
+        names = self._visible(section)
+        try:
+            return self._plans[names]
+        except KeyError:
+            pass
+        if len(self._interests) > _MAX_NAMES:
+            self._interests.clear()
+            self._marked.clear()
+            self._plans.clear()
+        for key in section.keys:
+            if key not in self._interests:
+                self._remember(key)
+        names = self._visible(section)  # with what is known of all of them by now
+        plan = self._made(names)
+        if len(names) <= _MAX_FIELDS_OF_A_PLAN:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            self._plans[names] = plan
+        return plan
+
+    def _visible(self, section: HeaderSection) -> tuple[bytes, ...]:
+        """The names, without those that call for something only by a word in their value, and do not hold it."""
+        names = tuple(section.keys)
+        if self._marked.keys().isdisjoint(names):
+            return names
+        marked = self._marked
+        return tuple(
+            b"" if key in marked and not _may_hold(section.value(index), marked[key]) else key
+            for index, key in enumerate(names)
+        )
+
+    def _remember(self, key: bytes) -> None:
+        """Work out what the rules want of a field name, and whether they care about it at all."""
+        owners = tuple(file.provider for file in self._files if file.controls.match(key))
+        translators = tuple(each for each in self._compiled.values() if key in each.translated_names)
+        losses = tuple(
+            (file.provider, rule, name)
+            for file in self._files
+            for rule in file.untranslatable
+            if (name := _named_as(rule.selector, key))
+        )
+        texts = [rule.contains for _, rule, _ in losses]
+        plain = not owners and not translators and all(text and text.isascii() for text in texts)
+        marks = tuple(text.encode("ascii") for text in texts) if plain else ()
+        json = next((file.json[key] for file in self._files if key in file.json), None)
+        cared_for = owners or translators or losses or key in _NATIVE_KEYS or key == _DKIM
+        self._interests[key] = _Interest(owners, translators, losses, json) if cared_for else None
+        if cared_for and marks:
+            self._marked[key] = marks
+
+    def _made(self, names: tuple[bytes, ...]) -> Plan | None:
+        found: dict[bytes, list[int]] = {}
+        interests: dict[bytes, _Interest] = {}
+        for index, key in enumerate(names):
+            interest = self._interests[key] if key else None
+            if interest is not None:
+                found.setdefault(key, []).append(index)
+                interests[key] = interest
+        if not found:
+            return None
+        indices = {key: tuple(each) for key, each in found.items()}
+        controls = sorted((index, interests[key].owners) for key, each in indices.items() for index in each)
+        controls = [(index, owners) for index, owners in controls if owners]
+        return Plan(
+            providers=tuple(dict.fromkeys(owner for _, owners in controls for owner in owners)),
+            first_control=controls[0][0] if controls else None,
+            removable=self._removable(names, controls),
+            targets={target: self._target(target, indices, interests) for target in self._concerned(indices)},
+            watches=tuple(
+                Watch(provider, rule, key, indices[key], _labels(rule, name))
+                for key, interest in interests.items()
+                for provider, rule, name in interest.losses
+            ),
+            json={
+                key: (indices[key], interest.json, next(iter(interest.owners), ""), self._spelled(key))
+                for key, interest in interests.items()
+                if interest.json is not None
+            },
+            signatures=indices.get(_DKIM, ()),
+        )
+
+    def _concerned(self, indices: Mapping[bytes, tuple[int, ...]]) -> list[str]:
+        return [target for target in TARGETS if not self._names_for[target].isdisjoint(indices)]
+
+    def _target(
+        self, target: str, indices: Mapping[bytes, tuple[int, ...]], interests: Mapping[bytes, _Interest]
+    ) -> Target:
+        translators = dict.fromkeys(each for interest in interests.values() for each in interest.translators)
+        readers = []
+        for compiled in translators:
+            rules = [(rule, _places(rule.selector, indices)) for rule in compiled.by_target[target]]
+            rules = [(rule, places) for rule, places in rules if places]
+            if rules:
+                readers.append((compiled.file.provider, tuple(rules)))
+        native = () if target == DELIVER_AT else indices.get(target.lower().encode(), ())
+        return Target(target, native, tuple(readers))
+
+    def _removable(self, names: tuple[bytes, ...], controls: list[tuple[int, tuple[str, ...]]]) -> frozenset[int]:
+        if self._strip is Strip.NONE:
+            return frozenset()
+        if self._strip is Strip.ALL:
+            return frozenset(index for index, _ in controls)
+        return frozenset(
+            index
+            for index, owners in controls
+            if any(names[index] in self._compiled[owner].translated_names for owner in owners)
+        )
+
+    def _spelled(self, key: bytes) -> str:
+        """The name of a JSON field as a rule file spells it: remarks end up in metric labels."""
+        for file in self._files:
+            rules: tuple[TranslateRule | LossRule, ...] = (*file.translate, *file.untranslatable)
+            for rule in rules:
+                if name := _named_as(rule.selector, key):
+                    return rule.selector.names[name]
+        return ""
+
+
+def _places(selector: Selector, indices: Mapping[bytes, tuple[int, ...]]) -> Places:
+    return tuple((name, indices[name]) for name in selector.names if name in indices)
+
+
+def _labels(rule: LossRule, name: bytes) -> tuple[tuple[tuple[str, ...], str], ...]:
+    selector = rule.selector
+    return tuple(
+        (path, " ".join(part for part in (selector.label(name, path), rule.contains) if part))
+        for path in selector.paths or ((),)
+    )
+
+
+def _may_hold(value: bytes, marks: tuple[bytes, ...]) -> bool:
+    text = value.lower()
+    return b"=?" in text or any(mark in text for mark in marks)
+
+
+def _named_as(selector: Selector, key: bytes) -> bytes:
+    """The name in the selector that stands for *key*, with its ``*``; empty where none does."""
+    if key in selector.names:
+        return key
+    return next((name for name in selector.names if name.endswith(b"*") and key.startswith(name[:-1])), b"")
+
+
+def _compile(file: RuleFile, policy: Policy) -> _Compiled:
+    rules = [rule for rule in file.translate if not rule.optional or rule.optional in policy.optional]
+    return _Compiled(
+        file,
+        {target: tuple(rule for rule in rules if rule.target == target) for target in TARGETS},
+        frozenset(name for rule in rules for name in rule.selector.names),
+    )
