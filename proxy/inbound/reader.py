@@ -34,11 +34,12 @@ class ByteReader:
         eof: The client has sent its last octet.
     """
 
-    __slots__ = ("_expired", "_paused", "_transport", "_waiter", "buffer", "eof")
+    __slots__ = ("_expired", "_loop", "_paused", "_transport", "_waiter", "buffer", "eof")
 
     def __init__(self) -> None:
         self.buffer = bytearray()
         self.eof = False
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.ReadTransport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._paused = False
@@ -82,7 +83,7 @@ class ByteReader:
         if self._paused and len(self.buffer) <= HIGH_WATER and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
-        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        waiter = self._waiter = self._loop.create_future()
         try:
             await waiter
         finally:

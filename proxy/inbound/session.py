@@ -26,6 +26,7 @@ MAX_AUTH_FAILURES = 5
 MAX_EXCESS_RECIPIENTS = 100
 _AUTH_FAILURE_SECONDS = 1.0
 _BLOCK_SECONDS = 180.0
+_LONGEST_LINE = max(commands.MAX_LINE_OCTETS.values())
 
 _Verb = Callable[["Session", str], Awaitable[None]]
 
@@ -49,13 +50,13 @@ class Session(Connection):
 
     async def _converse(self) -> None:
         while True:
-            await self._command()
+            line = self._in.line()
+            await self._command(await self._line(_LONGEST_LINE) if line is None else line)
 
     def _in_transaction(self) -> bool:
         return self._envelope is not None
 
-    async def _command(self) -> None:
-        line = await self._line(max(commands.MAX_LINE_OCTETS.values()))
+    async def _command(self, line: bytes) -> None:
         try:
             text = line.removesuffix(b"\r\n").decode("utf-8")
         except UnicodeDecodeError:

@@ -12,6 +12,13 @@ from functools import lru_cache
 _UNSAFE = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
 
 
+@lru_cache(maxsize=256)
+def _from(client: str, address: str, hostname: str) -> str:
+    name = _UNSAFE.sub("", client)[:100] or "unknown"
+    literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+    return f"Received: from {name} ({literal})\r\n\tby {hostname} with "
+
+
 @lru_cache(maxsize=2)
 def _date(second: int) -> str:
     return format_datetime(datetime.fromtimestamp(second, UTC))
@@ -27,14 +34,8 @@ def received(*, client: str, address: str, hostname: str, protocol: str, message
         protocol: See :func:`protocol`.
         at: Seconds since the epoch.
     """
-    name = _UNSAFE.sub("", client)[:100] or "unknown"
-    literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
-    lines = (
-        f"Received: from {name} ({literal})",
-        f"\tby {hostname} with {protocol} id {message_id};",
-        f"\t{_date(int(at))}",
-    )
-    return "".join(f"{line}\r\n" for line in lines).encode("ascii")
+    text = f"{_from(client, address, hostname)}{protocol} id {message_id};\r\n\t{_date(int(at))}\r\n"
+    return text.encode("ascii")
 
 
 def protocol(*, extended: bool, tls: bool, authenticated: bool, smtputf8: bool) -> str:

@@ -5,6 +5,7 @@ Source: RFC 5321, 2.3.1 and 4.1.2 (paths); RFC 6531 (SMTPUTF8); RFC 6152 (8BITMI
 """
 
 import re
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -49,6 +50,7 @@ class Envelope:
     size_octets: int = 0
 
 
+@lru_cache(512)  # senders, and the people who test them, repeat
 def parse_path(text: str) -> tuple[str, str] | None:
     """
     Read ``<address> parameters`` as it follows ``FROM:`` or ``TO:``.

@@ -124,16 +124,16 @@ class ReplyParser:
         Raises:
             ReplyError: The stream holds something that is no reply; the connection is of no more use.
         """
-        if not self._buffer and not self._code and data.find(b"\n") == len(data) - 1 < MAX_LINE_OCTETS:
-            reply = _whole(data)
-            if reply is not None:
-                return [reply]
         data = self._buffer + data if self._buffer else data
         replies: list[Reply] = []
         position = 0
         while (end := data.find(b"\n", position) + 1) > 0:
             if end - position > MAX_LINE_OCTETS:
                 raise ReplyError(f"a reply line of more than {MAX_LINE_OCTETS} octets", replies)
+            if not self._code and (reply := _whole(data[position:end])) is not None:
+                replies.append(reply)
+                position = end
+                continue
             match = _LINE.fullmatch(data, position, end)
             if match is None or (self._code and match[1] != self._code):
                 raise ReplyError(f"no SMTP reply: {data[position : min(end, position + 80)]!r}", replies)
@@ -161,6 +161,8 @@ def _whole(line: bytes) -> Reply | None:
 
 def printable(text: str) -> str:
     """Reduce the text of a peer to printable ASCII."""
+    if text.isascii() and text.isprintable():
+        return text
     return _UNPRINTABLE.sub("?", text)
 
 

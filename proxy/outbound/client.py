@@ -82,7 +82,11 @@ class Connection(asyncio.Protocol):
         self._parser = ReplyParser()
         self._replies: deque[Reply] = deque()
         self._expected = 0
+        self._loop = asyncio.get_running_loop()
         self._reply_waiter: asyncio.Future[None] | None = None
+        self._reply_due = 0.0  # when the reply that is waited for must be there, and within what time it was to come
+        self._reply_limit = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._write_waiter: asyncio.Future[None] | None = None
         self._paused = False
 
@@ -108,7 +112,7 @@ class Connection(asyncio.Protocol):
         self._expected = 1  # the greeting
         try:
             async with asyncio.timeout(hop.connect_seconds):
-                await asyncio.get_running_loop().create_connection(
+                await self._loop.create_connection(
                     lambda: self, hop.host, hop.port, ssl=context, server_hostname=hop.host if context else None
                 )
         except TimeoutError:
@@ -146,7 +150,7 @@ class Connection(asyncio.Protocol):
             raise UpstreamError("starttls", "no TLS context")
         try:
             async with asyncio.timeout(limit):
-                transport = await asyncio.get_running_loop().start_tls(
+                transport = await self._loop.start_tls(
                     self._transport, self, hop.context, server_hostname=hop.host
                 )
         except TimeoutError:
@@ -208,7 +212,7 @@ class Connection(asyncio.Protocol):
         """Wait until the next hop takes more; also ends when a reply comes early or the connection is lost."""
         if not self._paused or self.answered:
             return
-        self._write_waiter = asyncio.get_running_loop().create_future()
+        self._write_waiter = self._loop.create_future()
         try:
             async with asyncio.timeout(limit):
                 await self._write_waiter
@@ -225,18 +229,35 @@ class Connection(asyncio.Protocol):
             UpstreamError: None came within *limit* seconds, or the connection was lost.
         """
         if not self._replies and not self.lost:
-            loop = asyncio.get_running_loop()
-            self._reply_waiter = loop.create_future()
-            timer = loop.call_later(limit, self._lose, f"no reply within {limit:g} s")
+            self._reply_waiter = self._loop.create_future()
+            self._watch(limit)
             try:
                 await self._reply_waiter
             finally:
-                timer.cancel()
                 self._reply_waiter = None
         if not self._replies:
             raise UpstreamError("transaction", self.lost)
         self._expected -= 1
         return self._replies.popleft()
+
+    def _watch(self, limit: float) -> None:
+        """Limit the wait for a reply; the timer of an earlier wait is left to run, and looks again when it is due."""
+        self._reply_limit = limit
+        self._reply_due = due = self._loop.time() + limit
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._reply_waiter is None or self.lost:
+            return
+        if self._loop.time() < self._reply_due:
+            self._timer = self._loop.call_at(self._reply_due, self._look)
+        else:
+            self._lose(f"no reply within {self._reply_limit:g} s")
 
     def close(self) -> None:
         """Close at once; a message under way is not completed."""
@@ -246,6 +267,7 @@ class Connection(asyncio.Protocol):
         """Say goodbye politely, without waiting for the answer."""
         self.write(b"QUIT\r\n")
         self.lost = self.lost or "closed here"
+        self._forget_timer()
         if self._transport is not None:
             self._transport.close()
 
@@ -283,7 +305,13 @@ class Connection(asyncio.Protocol):
             self.lost = reason
             if self._transport is not None:
                 self._transport.abort()
+            self._forget_timer()
         self._wake()
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _wake(self) -> None:
         reply, write = self._reply_waiter, self._write_waiter
