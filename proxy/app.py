@@ -16,9 +16,10 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
-from proxy import __version__
+from proxy import __version__, rulebook
 from proxy.inbound.auth import Credentials
 from proxy.inbound.listeners import Listeners
 from proxy.inbound.service import ListenerPolicy, MessageLimits, Service
@@ -33,10 +34,12 @@ from proxy.record.log import Log
 from proxy.record.metrics import Metrics
 from proxy.rulebook import RuleBook
 from proxy.settings import TOKENS_FILE, Listener, Relay, Settings
+from proxy.translate.engine import Engine
 from proxy.web.health import Health
 
 _WATCH_SECONDS = 1.0
 _PROBE_SECONDS = 15.0
+_READINESS_PROBE_SECONDS = 5.0  # no slower than kubelet asks by habit (every 10 s)
 _SPARE_DESCRIPTORS = 64
 UPSTREAM = "upstream"
 
@@ -81,7 +84,13 @@ class App:
             new_id=_ids(),
         )
         self._listeners = Listeners(self._service)
+        self._settings_file = _Stamp(settings.source.file)
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def engine(self) -> Engine:
+        """The rules in force."""
+        return self._rules.engine
 
     async def start(self) -> None:
         """Take mail from now on."""
@@ -120,6 +129,8 @@ class App:
                 self.log.error("internal_error", task="watch_files", exc=error)
 
     def _look_at_files(self) -> None:
+        if self._settings_file.changed():
+            self.log.warning("settings_changed", file=self.settings.source.file, hint="restart to take it into force")
         try:
             if self._rules.reload():
                 self._service.engine = self._rules.engine
@@ -137,8 +148,10 @@ class App:
             self._tell("certificate_reload_failed", error)
         try:
             if self._tokens.reload():
+                self.metrics.tokens_reload(True)
                 self.log.info("tokens_reloaded")
         except ProblemsError as error:
+            self.metrics.tokens_reload(False)
             self._tell("tokens_reload_failed", error)
 
     async def _watch_upstream(self) -> None:
@@ -153,7 +166,7 @@ class App:
             except Exception as error:  # as above
                 self.metrics.internal_error("background")
                 self.log.error("internal_error", task="watch_upstream", exc=error)
-            await asyncio.sleep(_PROBE_SECONDS)
+            await asyncio.sleep(_READINESS_PROBE_SECONDS if required else _PROBE_SECONDS)
 
     async def _reach_out(self) -> None:
         error = await self._pool.probe()
@@ -171,6 +184,26 @@ class App:
             self.log.error(event, problem=str(problem))
 
 
+class _Stamp:
+    """The state of a file, to see that it changed; only to say so, so its content need not be read."""
+
+    def __init__(self, file: str) -> None:
+        self._file = Path(file) if file else None
+        self._seen = self._look()
+
+    def changed(self) -> bool:
+        """Whether it changed since this was last asked."""
+        before, self._seen = self._seen, self._look()
+        return self._seen is not None and before != self._seen
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._file.stat() if self._file else None
+        except OSError:
+            stat = None
+        return stat and (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
 class _Watcher:
     """Passes what the pool tells on to metrics and log."""
 
@@ -184,11 +217,17 @@ class _Watcher:
 
     def connection_failed(self, error: UpstreamError) -> None:
         self._app.metrics.connection_failed(error)
-        self._app.log.error("upstream_failed", stage=error.stage, reason=error.reason)
+        self._tell(error)
 
     def connection_lost(self, error: UpstreamError) -> None:
         self._app.metrics.connection_lost(error)
-        self._app.log.error("upstream_failed", stage=error.stage, reason=error.reason)
+        self._tell(error)
+
+    def _tell(self, error: UpstreamError) -> None:
+        relay = self._app.settings.relay
+        self._app.log.error(
+            "upstream_failed", relay=f"{relay.host}:{relay.port}", stage=error.stage, reason=error.reason
+        )
 
     def pool_changed(self, busy: int, idle: int) -> None:
         self._app.metrics.pool_changed(busy, idle)
@@ -274,16 +313,16 @@ def bind_all(settings: Settings) -> list[tuple[Listener, socket.socket]]:
     """Bind every listener; raises BindError that names all that cannot be had."""
     bound: list[tuple[Listener, socket.socket]] = []
     problems: list[str] = []
-    for listener in settings.listeners:
+    for index, listener in enumerate(settings.listeners):
         try:
             bound.append((listener, bind(listener.address, listener.port)))
         except BindError as error:
-            problems.append(str(error))
+            problems.append(f"listeners[{index}].port: {error}")
     probes = settings.http.probes
     try:
         bind(probes.address, probes.port).close()  # taken only later, but worth knowing before mail is
     except BindError as error:
-        problems.append(str(error))
+        problems.append(f"http.probes.port: {error}")
     if problems:
         raise BindError("\n".join(problems))
     return bound
@@ -308,6 +347,7 @@ async def serve(settings: Settings, log: Log) -> int:
     await probes.start()
     ports = [sock.getsockname()[1] for _, sock in sockets]
     tell_listening(log, settings, ports, probes.port)
+    tell_warnings(log, settings, app.engine)
     await stopping.wait()
     await app.stop()
     await probes.stop()
@@ -327,6 +367,12 @@ def tell_listening(log: Log, settings: Settings, ports: list[int], probes_port: 
         relay=f"{settings.relay.host}:{settings.relay.port}",
         workers=settings.workers,
     )
+
+
+def tell_warnings(log: Log, settings: Settings, engine: Engine) -> None:
+    """Log what ``check`` would warn of in the rules: not everybody runs it."""
+    for text in rulebook.warnings(settings, engine):
+        log.warning("settings_warning", text=text)
 
 
 def share(limit: int, settings: Settings) -> int:

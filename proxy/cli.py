@@ -20,6 +20,7 @@ from proxy.settings import CONFIG_VARIABLE, TOKENS_FILE, Settings, check, load, 
 
 if TYPE_CHECKING:
     from proxy.inbound.tokens import TokenStore
+    from proxy.translate.engine import Engine
 
 _CONFIG = click.option(
     "--config",
@@ -37,7 +38,8 @@ def main() -> None:
     Transparent SMTP proxy: turns the header fields of Mailgun, Mailjet, Mandrill, Postmark and SendGrid into X-Cmail
     fields, and sends each message on.
 
-    Begin with `cmail-proxy demo`, then write a settings file and try `cmail-proxy check --config FILE`.
+    Begin with `cmail-proxy demo`. Then write a settings file and try
+    `cmail-proxy check --config FILE`.
     """
 
 
@@ -45,7 +47,7 @@ def main() -> None:
 @_CONFIG
 def serve(config: Path | None) -> None:
     """
-    Take mail, translate it and send it on, until SIGTERM.
+    Take mail and send it on, until SIGTERM.
 
     Logs one line for each message to standard output. Rule files, certificates and issued tokens are read again when
     they change; a change of the settings file needs a restart.
@@ -99,9 +101,9 @@ def worker(config: Path | None) -> None:
 @_CONFIG
 def check_command(config: Path | None) -> None:
     """
-    Check settings and rule files, and show all problems at once.
+    Show all problems of settings and rules.
 
-    Exit code 0 when `serve` would start, 1 with any problem. Warnings do not count.
+    Exit code 0 when `serve` would start (ports are not tried), 1 with any problem. Warnings do not count.
     """
     try:
         settings = load(config, os.environ)
@@ -160,27 +162,27 @@ def translate(
     config: Path | None, explain: bool, recipients: tuple[str, ...], provider: str, message: BinaryIO
 ) -> None:
     """
-    Translate one message: FILE or standard input in, the message as it would be sent on out.
+    Show what becomes of one message.
 
-    Without --recipient the recipients are taken from To, Cc and Bcc. Exit code 1 when the message would be refused.
+    FILE or standard input in, the message as it would be sent on out. Without --recipient the recipients are taken from
+    To, Cc and Bcc. Exit code 0 when it would be sent on or, in test mode, discarded; 1 when it would be refused.
     """
-    from proxy import rulebook
     from proxy.translate.command import translate_octets
 
-    settings = _loaded(config)
-    try:
-        engine = rulebook.RuleBook(settings).engine
-    except ProblemsError as error:
-        _fail(error)
+    engine = _rules(_loaded(config))
     known = [file.provider for file in engine.files]
     if provider and provider not in known:
         raise click.UsageError(f"--provider: found {provider!r}; expected one of {', '.join(known)}")
+    if message.isatty():
+        click.echo("reading a message from standard input; end it with Ctrl-D", err=True)
     result = translate_octets(message.read(), engine, recipients, provider)
     if explain:
         click.echo(result.explanation, nl=False)
     else:
         sys.stdout.buffer.write(result.message)
         sys.stdout.buffer.flush()
+    if result.discarded and not explain:
+        click.echo(f"discarded, answered with 250: {result.discarded}", err=True)
     if result.refused:
         if not explain:
             click.echo(f"refused with 554 5.6.0: {result.refused}", err=True)
@@ -191,8 +193,9 @@ def translate(
 @click.option("--port", default=0, show_default="any free one", help="Port of the proxy.")
 def demo(port: int) -> None:
     """
-    Show it: a proxy, a sink behind it, and one message of each provider through both.
+    Send one message of each provider through.
 
+    Starts a sink that stands for the platform and a proxy in front of it, and shows each message before and after.
     Stays up on a terminal, so that you can send mail of your own; ends by itself when standard input is none.
     """
     from proxy.demo.run import run
@@ -202,19 +205,28 @@ def demo(port: int) -> None:
 
 @main.group()
 def token() -> None:
-    """Issue and revoke tokens: who has one may send, with the token as user name and as password."""
+    """
+    Issue tokens and take them back.
+
+    Who has one may send, with the token as user name and as password.
+    """
 
 
 @token.command("add")
 @_CONFIG
 @click.argument("name")
 def token_add(config: Path | None, name: str) -> None:
-    """Issue a token to NAME and print it; it is shown this once and kept only as a hash."""
+    """
+    Issue a token to NAME and print it.
+
+    It is shown this once, and kept only as a hash.
+    """
     from proxy.inbound.tokens import TokenError
 
     store = _store(config)
     try:
         click.echo(store.add(name))
+        click.echo(f"It is user name and password in one; kept as a hash in {store.path}", err=True)
     except TokenError as error:
         _stop(str(error))
     except ProblemsError as error:
@@ -233,7 +245,11 @@ def token_list(config: Path | None) -> None:
 @_CONFIG
 @click.argument("name")
 def token_revoke(config: Path | None, name: str) -> None:
-    """Take the token of NAME back; a running proxy notices within seconds."""
+    """
+    Take the token of NAME back.
+
+    A running proxy notices within seconds.
+    """
     from proxy.inbound.tokens import TokenError
 
     store = _store(config)
@@ -275,6 +291,15 @@ def _checked(config: Path | None, *, quiet: bool = False) -> Settings:
     for warning in () if quiet else warned:
         click.echo(f"warning: {warning}", err=True)
     return settings
+
+
+def _rules(settings: Settings) -> "Engine":
+    from proxy import rulebook
+
+    try:
+        return rulebook.RuleBook(settings).engine
+    except ProblemsError as error:
+        _fail(error)
 
 
 def _fail(error: ProblemsError) -> NoReturn:

@@ -25,11 +25,12 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
         BindError: A port cannot be had; nothing was started.
     """
     # What would keep every worker from starting is found once, here, and ends the program at once.
-    RuleBook(settings)
+    rules = RuleBook(settings)
     Certificates(settings.tls, settings.data_dir, settings.hostname)
     TokenStore(settings.data_dir / TOKENS_FILE)
     for _, taken in app.bind_all(settings):
         taken.close()
+    app.tell_warnings(log, settings, rules.engine)
     app.raise_descriptor_limit(settings, log)  # workers inherit it
     probes, shutdown = settings.http.probes, settings.shutdown
     crew = Crew(

@@ -187,6 +187,13 @@ def _lines(message: Message) -> list[str]:
 
 def _tell(folder: Path, settings: Path, log: Path, port: int, probes: int) -> None:
     click.echo("Everything arrived, and no line of any app was changed. Where to look next:")
+    if not sys.stdin.isatty():
+        click.echo(
+            "  the running proxy           the same command on a terminal, where it stays up: log, metrics, files"
+        )
+        click.echo("  why a field was set         cmail-proxy translate --explain MESSAGE.eml")
+        click.echo("  the next step               README.md, “Switching from …” for your provider")
+        return
     click.echo(f"  one line for each message   {log}")
     click.echo(f"  metrics                     http://127.0.0.1:{probes}/metrics")
     click.echo(f"  the settings used           {settings}")
@@ -194,5 +201,3 @@ def _tell(folder: Path, settings: Path, log: Path, port: int, probes: int) -> No
     click.echo(f"  send a message of your own  SMTP to 127.0.0.1:{port}, user and password {_TOKEN}")
     click.echo(f"  why a field was set         {sys.argv[0]} translate --explain MESSAGE.eml")
     click.echo("  the next step               README.md, “Switching from …” for your provider")
-    if not sys.stdin.isatty():
-        click.echo("(The files above go with the demo; on a terminal it stays up until Ctrl-C.)")

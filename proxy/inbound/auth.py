@@ -97,6 +97,17 @@ class Credentials:
                 found = candidate.login
         return found
 
+    def names_of(self, username: bytes) -> tuple[str, ...]:
+        """The logins that have this user name: what to tell an operator of a wrong password."""
+        given = _digest(username)
+        return tuple(
+            candidate.login.name
+            for candidate in self._candidates
+            if candidate.login.kind == "login"
+            and candidate.username is not None
+            and hmac.compare_digest(given, candidate.username)
+        )
+
     def _issued(self) -> Iterable[_Candidate]:
         digests = self._store.digests() if self._store else ()
         return (_token(Login(name, None, False, "issued"), digest) for name, digest in digests)

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Callable
 from time import monotonic
 
+from proxy.inbound.server import tls_failure
 from proxy.inbound.service import ListenerPolicy, Service
 from proxy.inbound.session import Session, session_factory
 from proxy.listening import BACKLOG
@@ -20,6 +21,7 @@ _CLIENT_HELLO = b"\x16"
 _HELLO_SECONDS = 0.5
 _HANDSHAKE_SECONDS = 60.0
 _SWEEP_SECONDS = 1.0
+_GOODBYE_SECONDS = 0.1
 _CROWDED_IDLE_SECONDS = 10.0
 
 
@@ -68,6 +70,8 @@ class Listeners:
         left = (*self._service.sessions, *self._service.closing)
         if left:
             self._service.log.warning("drain_cut_off", sessions=len(left), drain_seconds=drain_seconds)
+        if [session for session in left if session.cut_off()]:
+            await asyncio.sleep(_GOODBYE_SECONDS)  # for the last words to be written
         for session in left:
             session.abort()
         await asyncio.gather(*self._tasks, *self._beginning, return_exceptions=True)
@@ -111,7 +115,7 @@ class Listeners:
             client.close()
             if secured:
                 self._service.metrics.tls_failed()
-                self._service.log.info("tls_failed", listener=policy.name, client=address, reason=str(error))
+                self._service.log.info("tls_failed", client=address, listener=policy.name, **tls_failure(error))
         except asyncio.CancelledError:
             client.close()
             raise

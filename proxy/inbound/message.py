@@ -5,6 +5,7 @@ Order of the checks: header section (size, number of fields, hops), then what th
 goes upstream before the header section is complete and decided. Source: RFC 5321, 4.1.1.4, 4.4 and 6.3.
 """
 
+import asyncio
 from time import monotonic, time
 
 from attrs import define, field
@@ -22,6 +23,9 @@ from proxy.translate.outcome import Translation
 
 HEADER_TOO_LARGE = Reply(552, "5.3.4", "The header section is too large")
 TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many hops, this message is in a loop")
+_AS_IT_SHOULD_BE = ("accepted", "discarded")
+_CUT_OFF = "cut off at shutdown, before the message was complete"
+_CUT_OFF_WHOLE = "cut off at shutdown, waiting for the next hop, which may have taken the message"
 GIVEN_UP = Reply(552, "5.3.4", "The message is far too large, closing")
 
 
@@ -71,7 +75,15 @@ async def receive(
         if not await content.discard():
             reply = GIVEN_UP
     except ClientGoneError:
-        submission.outcome = submission.outcome or "client_gone"
+        if not submission.outcome:
+            submission.outcome = "client_gone"
+            service.metrics.message_abandoned("client_gone")
+        _write_log(service, submission, content, None)
+        raise
+    except asyncio.CancelledError:
+        submission.outcome = "failed"
+        submission.upstream = _CUT_OFF_WHOLE if content.complete else _CUT_OFF
+        service.metrics.message_abandoned("shutdown")
         _write_log(service, submission, content, None)
         raise
     finally:
@@ -173,7 +185,8 @@ def _write_log(service: Service, submission: Submission, content: StreamedConten
     translation = submission.translation
     envelope = submission.envelope
     service.metrics.message_bytes(content.octets)
-    service.log.info(
+    tell = service.log.info if submission.outcome in _AS_IT_SHOULD_BE else service.log.warning
+    tell(
         "message",
         id=submission.id,
         session=submission.session_id,

@@ -41,6 +41,15 @@ class HangUp(Exception):
     """Close the connection, after what was written has gone out."""
 
 
+def tls_failure(error: BaseException) -> dict[str, str]:
+    """Say in a log line why a handshake failed, and what to do where that is known."""
+    reason = str(error)
+    if any(alert in reason for alert in ("UNKNOWN_CA", "CERTIFICATE_UNKNOWN", "BAD_CERTIFICATE")):
+        hint = "the client does not trust our certificate; with tls.self_signed, give it tls/ca.pem of data_dir"
+        return {"reason": reason, "hint": hint}
+    return {"reason": reason}
+
+
 def prototype(service: Service) -> Prototype:
     """Run aiosmtpd's constructor once: it finds its methods by reflection, a sixth of the cost of a short session."""
     return dict(vars(SMTP(object(), hostname=service.hostname, loop=asyncio.get_running_loop())))
@@ -62,6 +71,7 @@ class Connection(SMTP):
         self._errors = 0
         self._idle_commands = 0
         self._draining = False
+        self._cut_off = False
         self._reading = False
         self._handshaking = False
         self._address = ""
@@ -122,8 +132,17 @@ class Connection(SMTP):
         if self._reading and not self._in_transaction():
             self._in.expire()
 
+    def cut_off(self) -> bool:
+        """End the session now, whatever it is doing; True where it will first say so, to the client and in the log."""
+        if self._handler_coroutine is None or self._handshaking or self.transport is None:
+            self.abort()
+            return False
+        self._cut_off = True
+        self._handler_coroutine.cancel()
+        return True
+
     def abort(self) -> None:
-        """End the session now."""
+        """End the session now, and say nothing."""
         if self._handshaking and self._handler_coroutine is not None:
             self._handler_coroutine.cancel()  # the event loop does not tell it that its transport went away
         if self.transport is not None:
@@ -153,6 +172,10 @@ class Connection(SMTP):
             self._reply(commands.SHUTTING_DOWN if self._draining else commands.TIMEOUT)
         except ClientGoneError:
             pass
+        except asyncio.CancelledError:
+            if not self._cut_off:
+                raise
+            self._reply(commands.SHUTTING_DOWN)
         except (OSError, ssl.SSLError) as error:
             self._service.log.debug("connection_lost", session=self._id, reason=str(error))
         except Exception as error:  # the last resort: a bug costs this session and is told, and the process goes on
@@ -227,12 +250,20 @@ class Connection(SMTP):
 
     def _error(self, reply: Reply) -> None:
         """Answer a mistake, and count it: ten in a session are no mistake."""
+        self._told(reply)
         self._errors += 1
         if self._errors >= MAX_ERRORS:
             self._service.metrics.session_dropped("too_many_errors")
             self._reply(commands.TOO_MANY_ERRORS)
             raise HangUp
         self._reply(reply)
+
+    def _told(self, reply: Reply) -> None:
+        """Tell the operator of a mistake; for the subclass that knows the command."""
+
+    def _who(self) -> dict[str, object]:
+        """Say in a log line whose session this is."""
+        return {"session": self._id, "client": self._address, "listener": self._policy.name}
 
     def _idle(self, reply: Reply) -> None:
         """Answer a command that leads nowhere."""
@@ -261,7 +292,7 @@ class Connection(SMTP):
             )
         except (OSError, ssl.SSLError) as error:
             self._service.metrics.tls_failed()
-            self._service.log.info("tls_failed", session=self._id, client=self._address, reason=str(error))
+            self._service.log.info("tls_failed", **self._who(), **tls_failure(error))
             cast(asyncio.WriteTransport, transport).abort()
             raise HangUp from None
         except asyncio.CancelledError:

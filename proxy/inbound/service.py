@@ -69,8 +69,11 @@ class Live(Protocol):
     def drain(self) -> None:
         """End the session as soon as no message is in flight."""
 
+    def cut_off(self) -> bool:
+        """End the session now, whatever it is doing; True where it will first say so, to the client and in the log."""
+
     def abort(self) -> None:
-        """End the session now."""
+        """End the session now, and say nothing."""
 
 
 @define(eq=False)

@@ -26,6 +26,7 @@ MAX_AUTH_FAILURES = 5
 MAX_EXCESS_RECIPIENTS = 100
 _AUTH_FAILURE_SECONDS = 1.0
 _BLOCK_SECONDS = 180.0
+_TELLING = frozenset({"AUTH", "MAIL", "RCPT", "DATA", "STARTTLS"})  # without which an app cannot send
 _LONGEST_LINE = max(commands.MAX_LINE_OCTETS.values())
 
 _Verb = Callable[["Session", str], Awaitable[None]]
@@ -46,6 +47,7 @@ class Session(Connection):
         self._recipients: list[str] = []
         self._began = 0.0
         self._auth_failures = 0
+        self._verb = ""
         self._messages = 0
 
     async def _converse(self) -> None:
@@ -62,7 +64,7 @@ class Session(Connection):
         except UnicodeDecodeError:
             text = "\n"
         verb, _, argument = text.partition(" ")
-        verb = verb.upper()
+        self._verb = verb = verb.upper()
         if len(line) > commands.MAX_LINE_OCTETS.get(verb, commands.DEFAULT_LINE_OCTETS):
             self._error(commands.LINE_TOO_LONG)
         elif not text.isprintable():  # as it is with a bare LF for a line end
@@ -156,6 +158,7 @@ class Session(Connection):
             self._service.metrics.auth("cleartext_refused")
             self._error(commands.AUTH_NEEDS_TLS)
         elif mechanism.upper() not in ("PLAIN", "LOGIN"):
+            self._service.metrics.auth("unsupported")
             self._error(commands.AUTH_MECHANISM)
         else:
             credentials = await self._credentials(mechanism.upper(), initial.strip())
@@ -200,7 +203,9 @@ class Session(Connection):
             self._reply(commands.AUTHENTICATED)
             return
         self._auth_failures += 1
-        self._service.log.warning("auth_refused", session=self._id, client=self._address, listener=self._policy.name)
+        self._service.log.warning(
+            "auth_refused", **self._who(), username_of=list(self._service.credentials.names_of(username))
+        )
         await asyncio.sleep(_AUTH_FAILURE_SECONDS)
         if self._auth_failures >= MAX_AUTH_FAILURES:
             self._service.metrics.session_dropped("auth_failures")
@@ -250,7 +255,9 @@ class Session(Connection):
         else:
             opened = await service.route.begin(envelope)
             if isinstance(opened, Reply):
-                service.log.warning("no_connection", session=self._id, reply=str(opened))
+                service.log.warning(
+                    "no_connection", **self._who(), reverse_path=envelope.reverse_path, reply=str(opened)
+                )
                 self._reply(opened)
                 return
             self._open = opened
@@ -282,9 +289,12 @@ class Session(Connection):
         if reply.positive:
             self._recipients.append(address)
         else:
-            sender = self._envelope.reverse_path
             self._service.log.info(
-                "recipient_refused", session=self._id, reverse_path=sender, recipient=address, reply=str(reply)
+                "recipient_refused",
+                **self._who(),
+                reverse_path=self._envelope.reverse_path,
+                recipient=address,
+                reply=str(reply),
             )
         self._reply(reply)
 
@@ -303,9 +313,15 @@ class Session(Connection):
             return
         if count > limits.recipients:
             service.metrics.message_refused("recipients")
+            service.log.warning(
+                "too_many_recipients",
+                **self._who(),
+                reverse_path=self._envelope.reverse_path,
+                recipients=count,
+                limit=limits.recipients,
+            )
             self._forget_transaction()
             text = f"{count} recipients; at most {limits.recipients} are possible, so nothing was sent"
-            service.log.warning("too_many_recipients", session=self._id, recipients=count, limit=limits.recipients)
             self._reply(Reply(550, "5.5.3", text))
             return
         self._messages += 1
@@ -350,6 +366,16 @@ class Session(Connection):
 
     async def _more_content(self) -> None:
         await self._more(_BLOCK_SECONDS)
+
+    def _who(self) -> dict[str, object]:
+        return {**super()._who(), "login": self._login.name if self._login is not None else None}
+
+    def _told(self, reply: Reply) -> None:
+        """Log a command that was answered as a mistake: on the day of a switch, this says what the app got wrong."""
+        verb = self._verb if self._verb in self._verbs else "other"
+        self._service.metrics.command_refused(verb)
+        tell = self._service.log.info if verb in _TELLING else self._service.log.debug
+        tell("command_refused", **self._who(), command=verb, reply=str(reply))
 
     def _forget_transaction(self) -> None:
         transaction, self._open = self._open, None

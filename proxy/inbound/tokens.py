@@ -68,7 +68,7 @@ class TokenStore:
     """
 
     def __init__(self, path: Path, clock: Callable[[], datetime] = utc_now) -> None:
-        self._path = path
+        self.path = path
         self._clock = clock
         self._seen: bytes | str | None = None
         self._tokens: tuple[IssuedToken, ...] = ()
@@ -148,12 +148,12 @@ class TokenStore:
 
     def _change(self, change: Callable[[tuple[IssuedToken, ...]], tuple[IssuedToken, ...]]) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(self._path.with_name(f"{self._path.name}.lock")):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path.with_name(f"{self.path.name}.lock")):
                 # Not from memory: another process may have changed the file, and a damaged one must not be lost.
                 content = self._read()
                 tokens = change(() if content is None else self._parse(content))
-                write_private(self._path, _encode(tokens))
+                write_private(self.path, _encode(tokens))
                 self.reload()
         except OSError as error:
             raise self._problem(f"a file that cannot be written: {_reason(error)}") from error
@@ -161,7 +161,7 @@ class TokenStore:
     def _read(self) -> bytes | str | None:
         """Return the content, None when there is no file, or the reason why it cannot be read."""
         try:
-            return self._path.read_bytes()
+            return self.path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -188,7 +188,7 @@ class TokenStore:
             token = _decode(item)
             if token is None or token.name in tokens:
                 found = "an item that is damaged" if token is None else f"a second token named {token.name!r}"
-                problems.append(Problem(str(self._path), 0, f"tokens[{index}]", found, EXPECTED))
+                problems.append(Problem(str(self.path), 0, f"tokens[{index}]", found, EXPECTED))
             else:
                 tokens[token.name] = token
         if problems:
@@ -196,7 +196,7 @@ class TokenStore:
         return tuple(tokens.values())
 
     def _problem(self, found: str, hint: str = "", line: int = 0) -> ProblemsError:
-        return ProblemsError([Problem(str(self._path), line, "", found, EXPECTED, hint)])
+        return ProblemsError([Problem(str(self.path), line, "", found, EXPECTED, hint)])
 
 
 def _encode(tokens: tuple[IssuedToken, ...]) -> bytes:

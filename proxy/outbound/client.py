@@ -29,12 +29,14 @@ class UpstreamError(Exception):
         stage: Where it failed, from a closed list (label of a metric): ``connect``, ``banner``, ``ehlo``,
             ``starttls``, ``auth``, ``transaction``.
         reason: For the log.
+        refused: Whether the next hop said no for good, or lacks what the settings ask for: trying again is no use.
     """
 
-    def __init__(self, stage: str, reason: str) -> None:
+    def __init__(self, stage: str, reason: str, *, refused: bool = False) -> None:
         super().__init__(f"{stage}: {reason}")
         self.stage = stage
         self.reason = reason
+        self.refused = refused
 
 
 STAGES = ("connect", "banner", "ehlo", "starttls", "auth", "transaction")
@@ -130,7 +132,7 @@ class Connection(asyncio.Protocol):
                 await self._start_tls(hop, limit)
                 await self._hello(hop.helo_name, limit)
             elif hop.tls == "required":
-                raise UpstreamError("starttls", "STARTTLS is not offered, and tls is required")
+                raise UpstreamError("starttls", "STARTTLS is not offered, and relay.tls is required", refused=True)
         if hop.username:
             await self._authenticate(hop, limit)
 
@@ -150,9 +152,7 @@ class Connection(asyncio.Protocol):
             raise UpstreamError("starttls", "no TLS context")
         try:
             async with asyncio.timeout(limit):
-                transport = await self._loop.start_tls(
-                    self._transport, self, hop.context, server_hostname=hop.host
-                )
+                transport = await self._loop.start_tls(self._transport, self, hop.context, server_hostname=hop.host)
         except TimeoutError:
             raise UpstreamError("starttls", f"no TLS within {limit:g} s") from None
         except (OSError, ssl.SSLError) as error:
@@ -177,7 +177,8 @@ class Connection(asyncio.Protocol):
             self.write(response + b"\r\n")
             _require(_without(await self._stage("auth", limit), response, password), 235, "auth")
         else:
-            raise UpstreamError("auth", f"AUTH offers {' '.join(offered) or 'nothing'}; needed is PLAIN or LOGIN")
+            reason = f"AUTH offers {' '.join(offered) or 'nothing'}; needed is PLAIN or LOGIN"
+            raise UpstreamError("auth", reason, refused=True)
 
     async def _stage(self, stage: str, limit: float) -> Reply:
         try:
@@ -327,7 +328,7 @@ class Connection(asyncio.Protocol):
 
 def _require(reply: Reply, code: int, stage: str) -> Reply:
     if reply.code != code:
-        raise UpstreamError(stage, f"the next hop said {reply}")
+        raise UpstreamError(stage, f"the next hop said {reply}", refused=reply.permanent)
     return reply
 
 
@@ -341,5 +342,7 @@ def _without(reply: Reply, *secrets: bytes) -> Reply:
 def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "the next hop does not begin with TLS on this port; relay.tls: required asks for STARTTLS instead"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text or type(error).__name__

@@ -89,7 +89,7 @@ class Pool:
             return await self._open()
         except UpstreamError as error:
             self._freed()
-            return MISCONFIGURED if error.stage == "auth" else NO_CONNECTION
+            return MISCONFIGURED if error.stage == "auth" and error.refused else NO_CONNECTION
         except BaseException:
             self._freed()
             raise
@@ -124,7 +124,7 @@ class Pool:
         connection = self._from_idle()
         if connection is None:
             if self._busy >= self._limit:
-                return None
+                return self.last_error  # all are in use or being opened, so the last attempt tells as much as another
             self._busy += 1
             try:
                 connection = await self._open()

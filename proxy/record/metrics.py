@@ -23,7 +23,7 @@ from proxy.translate.outcome import Translation
 
 SessionRefusal = Literal["too_many_connections", "shutting_down"]
 SessionDrop = Literal["idle", "too_slow", "too_many_errors", "auth_failures", "overlong_line"]
-AuthResult = Literal["accepted", "refused", "malformed", "cleartext_refused"]
+AuthResult = Literal["accepted", "refused", "malformed", "cleartext_refused", "unsupported"]
 MessageRefusal = Literal[
     "size",
     "header_section",
@@ -35,6 +35,7 @@ MessageRefusal = Literal[
     "next_hop",
 ]
 MessageDiscard = Literal["test_mode", "login"]
+MessageAbandon = Literal["client_gone", "shutdown"]
 UpstreamCommand = Literal["mail_rcpt", "data", "dot"]
 InternalErrorPlace = Literal["session", "background"]
 
@@ -157,6 +158,10 @@ class Metrics(_Registry):
             "certificate_last_reload_timestamp_seconds",
             "When the certificate in force was loaded, in Unix time; 0 for never.",
         ).labels()
+        self._tokens_success = self._gauge(
+            "tokens_last_reload_success", "Whether the last attempt to load the issued tokens worked: 1 or 0."
+        ).labels()
+        self._tokens_success.set(1)
         self._certificate_end = self._gauge(
             "certificate_not_after_timestamp_seconds",
             "When the certificate in force expires, in Unix time; 0 for none.",
@@ -172,6 +177,10 @@ class Metrics(_Registry):
         if ok:
             self._rules.set(rules)
             self._rules_time.set(time())
+
+    def tokens_reload(self, ok: bool) -> None:
+        """Note that the issued tokens were loaded, or could not be: the old ones stay in force then."""
+        self._tokens_success.set(ok)
 
     def certificate_reload(self, ok: bool, not_after: float) -> None:
         """
@@ -204,9 +213,19 @@ class Metrics(_Registry):
         self._tls_failures = self._counter(
             "tls_handshake_failures_total", "TLS handshakes with clients that failed."
         ).labels()
+        self._commands = _Children(
+            self._counter(
+                "commands_refused_total", "Commands that we answered as a mistake; other: unknown ones.", "command"
+            ),
+            ("AUTH", "MAIL", "RCPT", "DATA", "STARTTLS", "other"),
+        )
         self._auth = _Children(
             self._counter("auth_attempts_total", "AUTH commands by what came of them.", "result"), get_args(AuthResult)
         )
+
+    def command_refused(self, command: str) -> None:
+        """Count a command that was answered as a mistake; *command* is a verb we know, or ``other``."""
+        self._commands[command].inc()
 
     def session_opened(self, listener: str) -> None:
         """Count a client that is served."""
@@ -254,6 +273,14 @@ class Metrics(_Registry):
             self._counter("messages_discarded_total", "Messages answered with 250 and not sent, on purpose.", "reason"),
             get_args(MessageDiscard),
         )
+        self._abandoned = _Children(
+            self._counter(
+                "messages_abandoned_total",
+                "Messages that got no answer: the client left, or the end of the program cut them off.",
+                "reason",
+            ),
+            get_args(MessageAbandon),
+        )
         self._bytes = self._counter("message_bytes_total", "Octets of messages received.").labels()
 
     def message_received(self, listener: str) -> None:
@@ -267,6 +294,10 @@ class Metrics(_Registry):
     def message_discarded(self, reason: MessageDiscard) -> None:
         """Count a message that was dropped on purpose."""
         self._discarded[reason].inc()
+
+    def message_abandoned(self, reason: MessageAbandon) -> None:
+        """Count a message that got no answer."""
+        self._abandoned[reason].inc()
 
     def message_bytes(self, octets: int) -> None:
         """Count what was received of a message."""

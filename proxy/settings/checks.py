@@ -5,6 +5,7 @@ Single values were checked when they were read. The file system is looked at onl
 """
 
 import ipaddress
+import os
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -184,6 +185,16 @@ def _certificate(settings: Settings) -> Iterator[Finding]:
             yield settings.source.problem(key, f"'{path}', which cannot be read: {reason}", "a file in PEM form")
 
 
+def _data_dir(settings: Settings) -> Iterator[Finding]:
+    """Find out whether a folder that has to be written to can be, without making it."""
+    if not settings.tls.self_signed:
+        return
+    there = next((folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.exists()), None)
+    if there is None or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        found = f"'{settings.data_dir}', which cannot be written to"
+        yield settings.source.problem("data_dir", found, "a folder for the certificates of tls.self_signed")
+
+
 def _unreadable(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -276,4 +287,4 @@ def _same_secret(holder: Token | Login, other: Token | Login) -> bool:
     return True
 
 
-_CHECKS = (_route, _listeners, _certificate, _relay, _ports, _holders)
+_CHECKS = (_route, _listeners, _certificate, _data_dir, _relay, _ports, _holders)

@@ -21,7 +21,7 @@ from proxy import strictyaml
 from proxy.problems import Problem, ProblemsError
 from proxy.settings.environment import lay_over
 from proxy.settings.fields import alternatives, describe, form_of, is_scalar, is_section, keys_of, without_none
-from proxy.settings.model import LATER_KEYS, SENDING_CORE, Actions, Settings
+from proxy.settings.model import DATA_FOLDER, LATER_KEYS, SENDING_CORE, Actions, Settings
 from proxy.settings.values import ENVIRONMENT, Findings, Network, Secret, join
 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
@@ -47,7 +47,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
     Returns:
         Settings whose single values are lawful; ``check`` says whether they are together. Paths are absolute: those in
-        the file start at its folder, those in the environment and defaults at the working folder.
+        the file, and defaults where there is one, start at its folder; those in the environment at the working folder.
 
     Raises:
         ProblemsError: With every problem of file and environment.
@@ -60,6 +60,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     if findings.problems:
         raise ProblemsError(sorted(findings.problems, key=lambda problem: (problem.file == ENVIRONMENT, problem.line)))
     loaded: Settings = attrs.evolve(settings, source=findings.source)
+    if path and not (isinstance(root, strictyaml.Mapping) and "data_dir" in root.entries):
+        loaded = attrs.evolve(loaded, data_dir=folder.absolute() / DATA_FOLDER)  # wherever a command is run
     return loaded
 
 

@@ -15,6 +15,7 @@ from attrs import field, frozen
 from proxy.settings.values import Address, Host, Network, OwnName, Provider, Secret, Source, is_loopback
 
 SENDING_CORE = "comes with the sending core (route deliver), which this version does not have yet"
+DATA_FOLDER = "var"
 LATER_KEYS = frozenset({"deliver", "tracking", "store", "http.admin", "http.public"})
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -346,10 +347,10 @@ class Settings:
         metadata=about("The name this program gives itself in greeting, EHLO and Received.", shown="the machine's"),
     )
     data_dir: Path = field(
-        factory=lambda: Path("var").absolute(),
+        factory=lambda: Path(DATA_FOLDER).absolute(),
         metadata=about(
             "Where the program keeps what must outlast it: issued tokens, self-signed certificates.",
-            shown="`./var` in the working folder",
+            shown="`./var` beside the settings file",
         ),
     )
     workers: int = field(

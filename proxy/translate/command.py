@@ -25,11 +25,13 @@ class Translated:
         message: As it would be sent on, without our Received field; line ends as in the input.
         explanation: What was set by which rule, and what was lost.
         refused: Why it would be refused; empty where it would not.
+        discarded: Why it would be answered with 250 and not sent; empty where it would be.
     """
 
     message: bytes
     explanation: str
     refused: str
+    discarded: str
 
 
 def translate_octets(message: bytes, engine: Engine, recipients: Sequence[str] = (), provider: str = "") -> Translated:
@@ -49,8 +51,12 @@ def translate_octets(message: bytes, engine: Engine, recipients: Sequence[str] =
     output = head + mended[section.end :]
     if b"\r\n" not in message:
         output = output.replace(b"\r\n", b"\n")
+    explanation = explain(translation)
+    if not len(section) and mended.strip():
+        explanation += "remark     no_header: this does not begin with a header section, so no field was looked at\n"
     refused = translation.reason if translation.action is Action.REFUSE else ""
-    return Translated(output, explain(translation), refused)
+    discarded = translation.reason if translation.action is Action.DISCARD else ""
+    return Translated(output, explanation, refused, discarded)
 
 
 def _recipients(section: HeaderSection) -> tuple[str, ...]:

@@ -125,16 +125,29 @@ def test_labels_of_alerts_exist() -> None:
         assert re.search(rf"`{label}`:[^;|]*`{value}`", text)
 
 
+LEVELS = {level: level for level in log.LEVELS} | {"tell": "info"}
+"""Methods of a log; where a name stands for one of two, the lower level is the documented one."""
+
+SPREAD = {
+    "self._who()": {"session", "client", "listener", "login"},
+    "tls_failure(error)": {"reason", "hint"},
+}
+"""What is spread into a log line by a function, and the fields it gives."""
+
+
 def logged() -> dict[str, dict[str, set[str]]]:
     """Every event in the program, with its levels and fields."""
     events: dict[str, dict[str, set[str]]] = {}
     for call in calls():
-        if isinstance(call.func, ast.Attribute) and call.args and isinstance(call.args[0], ast.Constant):
-            name, level = call.args[0].value, call.func.attr
+        if call.args and isinstance(call.args[0], ast.Constant):
+            name = call.args[0].value
+            level = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
             keywords = {keyword.arg for keyword in call.keywords if keyword.arg}
-            if level in log.LEVELS and isinstance(name, str):
+            for keyword in call.keywords:
+                keywords |= SPREAD[ast.unparse(keyword.value)] if keyword.arg is None and level in LEVELS else set()
+            if level in LEVELS and isinstance(name, str):
                 event = events.setdefault(name, {"levels": set(), "fields": set()})
-                event["levels"].add(level)
+                event["levels"].add(LEVELS[level])
                 event["fields"] |= keywords
             elif level == "_tell":  # a line for each problem
                 events[str(name)] = {"levels": {"error"}, "fields": {"problem"}}

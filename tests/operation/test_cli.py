@@ -24,11 +24,11 @@ OPTIONS = {
 }
 WORTH_SAYING = {
     "serve": "until SIGTERM",
-    "check": "Exit code 0 when `serve` would start, 1 with any problem.",
-    "translate": "Exit code 1 when the message would be refused.",
+    "check": "Exit code 0 when `serve` would start (ports are not tried), 1 with any problem.",
+    "translate": "Exit code 0 when it would be sent on or, in test mode, discarded; 1 when it would be refused.",
     "demo": "ends by itself when standard input is none",
     "token": "with the token as user name and as password",
-    "token add": "it is shown this once and kept only as a hash",
+    "token add": "It is shown this once, and kept only as a hash.",
     "token list": "List the names of those who have a token",
     "token revoke": "Take the token of NAME back",
 }

@@ -84,7 +84,8 @@ def test_each_message_has_exactly_one_line(story: Story) -> None:
     """Accepted, refused by whomever, discarded or left in the middle: a line for each, in order, with its reply."""
     messages = story.here.proxy.events("message")
     assert {frozenset(each) for each in messages} == {frozenset(FIELDS)}
-    assert {each["level"] for each in messages} == {"info"}
+    should_be = {"accepted", "discarded"}
+    assert all(each["level"] == ("info" if each["outcome"] in should_be else "warning") for each in messages)
     assert [each["reply"] for each in messages if each["outcome"] != "client_gone"] == story.replies
     assert [each["outcome"] for each in messages] == [
         *["accepted"] * 3,
@@ -178,6 +179,17 @@ def test_what_led_to_no_message_is_told_too(story: Story) -> None:
     assert (many["recipients"], many["limit"]) == (4, 3)
     assert [each["stage"] for each in events("upstream_failed")] == ["transaction"]
     assert events("internal_error") == []
+    for event in (refused, many):
+        assert set(event) >= {"session", "client", "listener", "login"}
+    assert refused["username_of"] == ["legacy"]
+    assert many["reverse_path"] == "app@example.com"
+    assert set(failed) >= {"session", "client", "listener", "reason"}
+    assert [(each["command"], each["reply"][:3]) for each in events("command_refused")] == [
+        ("AUTH", "538"),
+        ("AUTH", "501"),
+        ("AUTH", "504"),
+        ("other", "500"),
+    ]
 
 
 def test_no_secret_and_no_body_is_ever_logged(story: Story) -> None:
@@ -302,7 +314,7 @@ class Quiet(ProxyProcess):
     ("level", "events"),
     [
         ("debug", {"listening", "upstream_connected", "message", "auth_refused", "upstream_failed"}),
-        ("warning", {"auth_refused", "upstream_failed"}),
+        ("warning", {"message", "auth_refused", "upstream_failed"}),
         ("error", {"upstream_failed"}),
     ],
 )

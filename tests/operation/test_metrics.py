@@ -79,6 +79,10 @@ def expected(story: Story) -> Samples:
             series("messages_received_total", 3, listener=listeners[GUARDED]),
             *(series("messages_refused_total", count, reason=reason) for reason, count in refused.items()),
             series("messages_discarded_total", 1, reason="test_mode"),
+            series("messages_abandoned_total", 1, reason="client_gone"),
+            series("commands_refused_total", 3, command="AUTH"),
+            series("commands_refused_total", 1, command="other"),
+            series("auth_attempts_total", 1, result="unsupported"),
             series("messages_discarded_total", 1, reason="login"),
             *(
                 series("translated_total", count, provider=provider, target=target)

@@ -108,18 +108,36 @@ def test_reply_of_the_platform_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_message_that_takes_too_long_is_cut_off(tmp_path: Path) -> None:
-    """After shutdown.drain_seconds the rest is cut off: no 250, nothing at the platform, and yet exit code 0."""
+    """After shutdown.drain_seconds the rest is cut off, told to the app and logged: no 250, and exit code 0."""
     with site(tmp_path, shutdown={"drain_seconds": 1}) as here, here.client() as client:
         client.envelope()
         client.send(HEAD + b"first half\r\n")
         here.upstream.wait_for(lambda: any(dialogue.octets for dialogue in here.upstream.dialogues))
         interrupt(here.proxy)
+        assert client.reply() == CLOSING
         assert client.closed()
         assert exit_code(here) == 0
+        line = here.proxy.event("message")
+        assert (line["level"], line["outcome"], line["reply"]) == ("warning", "failed", None)
+        assert line["upstream"] == "cut off at shutdown, before the message was complete"
         told = here.proxy.event("drain_cut_off")
         assert (told["level"], told["sessions"], told["drain_seconds"]) == ("warning", 1, 1)
         here.upstream.wait_for(lambda: not here.upstream.open)
         assert here.upstream.taken == []
+
+
+def test_message_cut_off_behind_its_dot_is_logged_as_perhaps_taken(tmp_path: Path) -> None:
+    """The platform may have it and the app will send it again: then the operator needs the line most."""
+    with site(tmp_path, Upstream({"dot": STALL}), shutdown={"drain_seconds": 1}) as here, here.client() as client:
+        client.envelope()
+        client.send(MESSAGE)
+        here.upstream.wait_for(lambda: any(each.octets for each in here.upstream.dialogues))
+        interrupt(here.proxy)
+        assert client.reply() == CLOSING
+        assert exit_code(here) == 0
+        line = here.proxy.event("message")
+        assert (line["outcome"], line["reply"]) == ("failed", None)
+        assert line["upstream"] == "cut off at shutdown, waiting for the next hop, which may have taken the message"
 
 
 def test_drain_of_no_seconds_cuts_off_at_once(tmp_path: Path) -> None:
@@ -128,6 +146,7 @@ def test_drain_of_no_seconds_cuts_off_at_once(tmp_path: Path) -> None:
         client.envelope()
         client.send(HEAD)
         assert here.proxy.stop() == 0
+        assert client.reply() == CLOSING
         assert client.closed()
 
 

@@ -59,7 +59,9 @@ def test_port_in_use_is_told(tmp_path: Path) -> None:
     """A port that another program has ends the start with what to do about it."""
     with taken_port() as port:
         listener = {"address": "127.0.0.1", "port": port, "tls": "none", "auth": "none"}
-        assert refusal(config_of(tmp_path, listeners=[listener])) == [f"cmail-proxy: 127.0.0.1:{port}: {IN_USE}"]
+        assert refusal(config_of(tmp_path, listeners=[listener])) == [
+            f"cmail-proxy: listeners[0].port: 127.0.0.1:{port}: {IN_USE}"
+        ]
 
 
 def test_all_ports_in_use_are_told_at_once(tmp_path: Path) -> None:
@@ -70,9 +72,9 @@ def test_all_ports_in_use_are_told_at_once(tmp_path: Path) -> None:
         ]
         http = {"probes": {"address": "127.0.0.1", "port": third}}
         assert refusal(config_of(tmp_path, listeners=listeners, http=http)) == [
-            f"cmail-proxy: 127.0.0.1:{first}: {IN_USE}",
-            f"127.0.0.1:{second}: {IN_USE}",
-            f"127.0.0.1:{third}: {IN_USE}",
+            f"cmail-proxy: listeners[0].port: 127.0.0.1:{first}: {IN_USE}",
+            f"listeners[2].port: 127.0.0.1:{second}: {IN_USE}",
+            f"http.probes.port: 127.0.0.1:{third}: {IN_USE}",
         ]
 
 
@@ -80,7 +82,7 @@ def test_address_of_another_machine_is_told(tmp_path: Path) -> None:
     """An address this machine does not have (RFC 5737 keeps it from having one) is no reason to listen elsewhere."""
     listener = {"address": "192.0.2.1", "port": 0, "tls": "none", "auth": "none", "allow_networks": ["192.0.2.0/24"]}
     assert refusal(config_of(tmp_path, listeners=[listener])) == [
-        "cmail-proxy: 192.0.2.1:0: this machine has no such address; choose one it has, or 0.0.0.0 or :: for all"
+        "cmail-proxy: listeners[0].port: 192.0.2.1:0: this machine has no such address; choose one it has, or 0.0.0.0 or :: for all"
     ]
 
 

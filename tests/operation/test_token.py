@@ -29,7 +29,8 @@ def token(*arguments: str | Path, config: Path) -> tuple[int, str, str]:
 def test_token_is_shown_once_and_kept_as_a_hash(config: Path) -> None:
     """What is printed is the token and nothing else; on disk is its digest, for the owner's eyes."""
     code, out, errors = token("add", "billing", config=config)
-    assert (code, errors) == (0, "")
+    kept = config.parent / "data" / "tokens.json"
+    assert (code, errors) == (0, f"It is user name and password in one; kept as a hash in {kept}\n")
     assert re.fullmatch(r"cmp_[A-Za-z0-9_-]{43}\n", out)
     issued = out.strip()
     folder = config.parent / "data"

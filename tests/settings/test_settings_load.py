@@ -144,6 +144,9 @@ def test_table_of_lawful_values_has_every_key() -> None:
 def test_key_from_environment_means_the_same_as_in_the_file(key: str, tmp_path: Path) -> None:
     """Every key can be set both ways, with one meaning, and it is not the default."""
     from_file = load(written(tmp_path, in_file(key, LAWFUL[key])), {})
+    if key != "data_dir":  # whose default is beside the file
+        assert from_file.data_dir == tmp_path / "var"
+        from_file = attrs.evolve(from_file, data_dir=Settings().data_dir)
     from_environment = load(None, needed(key) | {variable(key.replace("[]", "[0]")): LAWFUL[key]})
     assert from_file == from_environment
     assert at(from_file, key) != at(load(None, needed(key)), key)
@@ -164,7 +167,7 @@ def test_load_without_anything_gives_the_defaults() -> None:
 )
 def test_load_with_empty_sections_gives_the_defaults(text: str, tmp_path: Path) -> None:
     """A file or section whose keys are all commented out is lawful."""
-    assert load(written(tmp_path, text), {}) == Settings()
+    assert load(written(tmp_path, text), {}) == Settings(data_dir=tmp_path / "var")
 
 
 def test_load_reads_the_documented_example(tmp_path: Path) -> None:
@@ -253,7 +256,8 @@ def test_provider_none_takes_back_the_provider_of_the_file(tmp_path: Path) -> No
 def test_relative_paths_start_at_the_folder_they_were_written_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A path in the file starts at the file's folder, one in a variable or default at the working folder."""
+    """A path in the file, and a default where there is a file, starts at its folder; one in a variable at the working
+    folder."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "work").mkdir()
     (tmp_path / "etc" / "settings.yaml").write_text(
@@ -267,7 +271,8 @@ def test_relative_paths_start_at_the_folder_they_were_written_in(
     assert loaded.tls.certificate_file == etc / "tls.crt"
     assert loaded.tls.key_file == tmp_path / "work" / "k"
     assert loaded.rules.directories == (etc / "a", tmp_path / "work" / "c")
-    assert loaded.data_dir == tmp_path / "work" / "var"
+    assert loaded.data_dir == etc / "var"
+    assert load(None, {}).data_dir == tmp_path / "work" / "var"
 
 
 def test_path_in_a_yaml_variable_starts_at_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
