@@ -131,6 +131,7 @@ LEVELS = {level: level for level in log.LEVELS} | {"tell": "info"}
 SPREAD = {
     "self._who()": {"session", "client", "listener", "login"},
     "tls_failure(error)": {"reason", "hint"},
+    "fields": set(),  # of a library's line, see below
 }
 """What is spread into a log line by a function, and the fields it gives."""
 

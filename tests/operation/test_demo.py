@@ -186,8 +186,8 @@ def test_demo_on_a_port_in_use_says_so(place: Place) -> None:
     lines = [line for line in done.stderr.decode().splitlines() if line]
     assert lines[0] == "demo: the proxy did not start:"
     assert lines[-1] == (
-        f"cmail-proxy: listeners[0].port: 127.0.0.1:{port}: address already in use; stop the program that listens there, or choose "
-        "another port"
+        f"cmail-proxy: listeners[0].port: 127.0.0.1:{port}: address already in use; stop the program that "
+        "listens there, or choose another port"
     )
     place.require_tidy()
 

@@ -82,7 +82,8 @@ def test_address_of_another_machine_is_told(tmp_path: Path) -> None:
     """An address this machine does not have (RFC 5737 keeps it from having one) is no reason to listen elsewhere."""
     listener = {"address": "192.0.2.1", "port": 0, "tls": "none", "auth": "none", "allow_networks": ["192.0.2.0/24"]}
     assert refusal(config_of(tmp_path, listeners=[listener])) == [
-        "cmail-proxy: listeners[0].port: 192.0.2.1:0: this machine has no such address; choose one it has, or 0.0.0.0 or :: for all"
+        "cmail-proxy: listeners[0].port: 192.0.2.1:0: this machine has no such address; choose one it has, "
+        "or 0.0.0.0 or :: for all"
     ]
 
 
