@@ -351,7 +351,7 @@ async def serve(settings: Settings, log: Log) -> int:
     await stopping.wait()
     await app.stop()
     await probes.stop()
-    log.flush()
+    log.finish()
     return 0
 
 

@@ -8,7 +8,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
@@ -54,10 +53,10 @@ def serve(config: Path | None) -> None:
     """
     from proxy import app
     from proxy.listening import BindError
-    from proxy.record.log import Log
+    from proxy.record.log import Log, Output
 
     settings = _checked(config)
-    log = Log(settings.log.level, settings.log.format, _unbuffered_output())
+    log = Log(settings.log.level, settings.log.format, Output(sys.stdout.fileno()))
     log.install()
     try:
         if settings.workers > 1:
@@ -80,14 +79,14 @@ def serve(config: Path | None) -> None:
 def worker(config: Path | None) -> None:
     """Serve as one of several workers; started by `serve`, on sockets it was handed."""
     from proxy import app, workers
-    from proxy.record.log import Log
+    from proxy.record.log import Log, Output
     from proxy.supervisor import WorkerPlace
 
     place = WorkerPlace.take(os.environ)
     if place is None:
         raise click.UsageError("this command is for `cmail-proxy serve` to start; set workers in the settings")
     settings = _checked(config, quiet=True)
-    log = Log(settings.log.level, settings.log.format, _unbuffered_output())
+    log = Log(settings.log.level, settings.log.format, Output(sys.stdout.fileno()))
     log.install()
     try:
         code = app.run(lambda: workers.work(settings, log, place))
@@ -269,10 +268,6 @@ def _store(config: Path | None) -> "TokenStore":
         return TokenStore(_loaded(config).data_dir / TOKENS_FILE)
     except ProblemsError as error:
         _fail(error)
-
-
-def _unbuffered_output() -> FileIO:
-    return FileIO(sys.stdout.fileno(), "w", closefd=False)
 
 
 def _loaded(config: Path | None) -> Settings:

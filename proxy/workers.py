@@ -43,7 +43,7 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
         relay=f"{settings.relay.host}:{settings.relay.port}",
     )
     code = await supervise(crew, log)
-    log.flush()
+    log.finish()
     return code
 
 
@@ -59,5 +59,5 @@ async def work(settings: Settings, log: Log, place: WorkerPlace) -> int:
     await stopping.wait()
     await parts.stop()
     await channel.stop()
-    log.flush()
+    log.finish()
     return 0

@@ -3,21 +3,26 @@ Log lines: one for each event, as JSON or for people.
 
 No value can start a new line, show a secret or fill a disk: controls are escaped, long values cut, and octets and
 objects that do not say how they read as text are only named. Lines are collected and written once per turn of the event
-loop, in writes that a pipe takes whole, so that the lines of several workers never mix in the pipe they share.
+loop. A line, and a write, is no longer than what a pipe takes whole, so that the lines of several workers never mix in
+the pipe they share. A reader that stalls holds up nothing: lines wait for it up to ``MAX_WAITING_OCTETS``, then they
+are dropped and counted.
 """
 
 import asyncio
 import enum
+import errno
 import json
 import logging
 import math
+import os
 import re
+import select
 import sys
 import traceback
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from time import gmtime, strftime, time
+from time import gmtime, monotonic, sleep, strftime, time
 from typing import Any, Protocol
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -27,6 +32,12 @@ MAX_DEPTH = 5
 PIPE_OCTETS = 4096
 """What Linux writes to a pipe as a whole or not at all (``PIPE_BUF``); POSIX asks for less."""
 
+MAX_WAITING_OCTETS = 4 << 20
+_RETRY_SECONDS = 0.05
+_RWF_NOWAIT = 8  # of pwritev2(2); os has no name for it
+# How far values are cut, step by step, until a line fits: characters of a text, items of a list.
+_CUTS = ((MAX_CHARACTERS, MAX_ITEMS), (500, 30), (120, 30), (60, 10), (20, 3))
+
 _DEBUG, _INFO, _WARNING, _ERROR = range(4)
 
 
@@ -35,6 +46,30 @@ class Stream(Protocol):
 
     def write(self, data: bytes, /) -> int | None:
         """Take some or all of it, and say how much; None when it would have to wait."""
+
+
+class Output:
+    """A file descriptor as a stream for a log: what it does not take at once, it does not take."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._nowait = True
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def write(self, data: bytes, /) -> int | None:
+        """Write without waiting, though the descriptor may be one that waits: it is shared with who started us."""
+        if self._nowait:  # the one way that is free of races with other writers to the same pipe (Linux 5.1)
+            try:
+                return os.pwritev(self._descriptor, [data], -1, _RWF_NOWAIT)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ESPIPE):
+                    raise
+                self._nowait = False
+        # A file never waits. Of a pipe, this tells that it has room for PIPE_OCTETS.
+        return os.write(self._descriptor, data) if self._poll.poll(0) else None
 
 
 class Log:
@@ -51,9 +86,11 @@ class Log:
         self._line = _json_line if format == "json" else _text_line
         self._stream = stream
         self._lines: deque[bytes] = deque()  # appended to and popped from without a lock, by any thread
+        self._waiting = 0  # octets in _lines
         self._flushing_loop: asyncio.AbstractEventLoop | None = None
         self._unfinished = b""
         self._dropped = 0
+        self._stalled = False  # whether the last write failed only because it would have had to wait
         self._second = (0, "")
 
     def debug(self, event: str, /, **fields: object) -> None:
@@ -76,20 +113,42 @@ class Log:
         if self._threshold <= _ERROR:
             self._add("error", event, fields)
 
+    def finish(self) -> None:
+        """Write what is waiting, at the end of the program; a reader that stalls gets a second."""
+        until = monotonic() + 1
+        self._flush(retry=True)
+        while self._lines and monotonic() < until:
+            sleep(_RETRY_SECONDS)
+            self._flush(retry=True)
+        self.flush()
+
     def flush(self) -> None:
         """Write what is waiting; what the stream does not take is dropped and counted, never waited for."""
-        self._flushing_loop = None
+        self._flush(retry=False)
+
+    def _flush_in_loop(self) -> None:
+        self._flush(retry=True)
+        loop = self._flushing_loop
+        if self._lines and loop is not None:
+            loop.call_later(_RETRY_SECONDS, self._flush_in_loop)
+        else:
+            self._flushing_loop = None
+
+    def _flush(self, *, retry: bool) -> None:
         batch: list[bytes] = []
         octets = 0
         while self._lines:
             line = self._lines.popleft()
             if batch and octets + len(line) > PIPE_OCTETS:
-                self._write(batch)
+                self._lines.appendleft(line)
+                if not self._write(batch, retry=retry):
+                    return
                 batch, octets = [], 0
+                continue
             batch.append(line)
             octets += len(line)
         if batch:
-            self._write(batch)
+            self._write(batch, retry=retry)
 
     def install(self) -> None:
         """Take in what libraries say by ``logging`` and ``warnings``, from level warning on."""
@@ -102,7 +161,12 @@ class Log:
         sys.unraisablehook = lambda unraisable: self.warning("unraisable", error=repr(unraisable.exc_value))
 
     def _add(self, level: str, event: str, fields: dict[str, object]) -> None:
-        self._lines.append(self._line(self._now(), level, event, fields))
+        if self._waiting > MAX_WAITING_OCTETS:
+            self._dropped += 1
+            return
+        line = self._line(self._now(), level, event, fields)
+        self._lines.append(line)
+        self._waiting += len(line)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -110,7 +174,7 @@ class Log:
             return
         if self._flushing_loop is not loop:  # another one may have ended before its turn came
             self._flushing_loop = loop
-            loop.call_soon(self.flush)
+            loop.call_soon(self._flush_in_loop)
 
     def _now(self) -> str:
         now = time()
@@ -121,26 +185,33 @@ class Log:
             self._second = (second, text)
         return f"{text}.{int((now - second) * 1000):03d}Z"
 
-    def _write(self, batch: list[bytes]) -> None:
-        if self._dropped:
-            note = self._line(self._now(), "warning", "log_lines_dropped", {"lines": self._dropped})
-            if not self._put(note):
-                self._dropped += len(batch)
-                return
-            self._dropped = 0
-        if not self._put(b"".join(batch)):
-            self._dropped += len(batch)
+    def _write(self, batch: list[bytes], *, retry: bool) -> bool:
+        """Write some lines; with *retry*, those that would have to wait are kept, in front of all others (False)."""
+        put = True
+        if self._dropped and not self._lines:  # where they are missing: behind those that waited
+            put = self._put(self._line(self._now(), "warning", "log_lines_dropped", {"lines": self._dropped}))
+            self._dropped = 0 if put else self._dropped
+        put = put and self._put(b"".join(batch))
+        if not put and self._stalled and retry:
+            self._lines.extendleft(reversed(batch))
+            return False
+        self._dropped += 0 if put else len(batch)
+        self._waiting = self._waiting - sum(map(len, batch)) if self._lines else 0
+        return True
 
     def _put(self, data: bytes) -> bool:
         """Write, after what a line begun earlier still lacks; False when none of *data* went out."""
+        self._stalled = False
         owed = len(self._unfinished)
         rest = memoryview(self._unfinished + data)
         written = 0
         while rest:
             try:
                 count = self._stream.write(bytes(rest))
+                self._stalled = not count
             except BlockingIOError as error:
                 count = getattr(error, "characters_written", 0)
+                self._stalled = not count
             except (OSError, ValueError):  # the reader is gone, the disk is full, or the stream is closed
                 count = 0
             if not count:
@@ -181,17 +252,30 @@ def _json_line(now: str, level: str, event: str, fields: dict[str, object]) -> b
     except (TypeError, ValueError, RecursionError):
         line = _encode(_plain(record))
     if len(line) > MAX_CHARACTERS:  # only then can a value be too long
-        line = _encode(_plain(record))
+        line = _fitting(lambda cut: _encode(_plain(record, cut)))
     return line.encode("ascii") + b"\n"
 
 
+def _fitting(write: Callable[[tuple[int, int]], str]) -> str:
+    """Write a line with its values cut as far as it takes for a pipe to take it whole."""
+    line = ""
+    for cut in _CUTS:
+        line = write(cut)
+        if len(line.encode()) < PIPE_OCTETS:
+            return line
+    return line.encode()[: PIPE_OCTETS - 2].decode("utf-8", "ignore")  # hundreds of fields: no event has so many
+
+
 def _text_line(now: str, level: str, event: str, fields: dict[str, object]) -> bytes:
-    words = [f"{key}={_word(value)}" for key, value in fields.items()]
-    return (" ".join([now, level.upper(), _word(event), *words]) + "\n").encode()
+    def write(cut: tuple[int, int]) -> str:
+        words = [f"{key}={_word(value, cut)}" for key, value in fields.items()]
+        return " ".join([now, level.upper(), _word(event, cut), *words])
+
+    return (_fitting(write) + "\n").encode()
 
 
-def _word(value: object) -> str:
-    value = _plain(value)
+def _word(value: object, cut: tuple[int, int]) -> str:
+    value = _plain(value, cut)
     text = value if isinstance(value, str) else _encode_text(value)
     if isinstance(value, str) and (not text or _UNCLEAR.search(text) or not text.isprintable()):
         text = _encode_text(text)
@@ -214,32 +298,34 @@ def _shown(value: object) -> object:
     return f"({type(value).__name__})" if type(value).__str__ is object.__str__ else str(value)
 
 
-def _plain(value: object, depth: int = 0) -> Any:
+def _plain(value: object, cut: tuple[int, int] = _CUTS[0], depth: int = 0) -> Any:
     """Reduce a value to what JSON knows, within the limits of a line."""
+    characters, items = cut
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
-        return _plain(value.value, depth)
+        return _plain(value.value, cut, depth)
     if isinstance(value, int):
         return value if value.bit_length() < 64 else f"({value.bit_length()} bits)"
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        return value if len(value) <= MAX_CHARACTERS else f"{value[: MAX_CHARACTERS - 1]}…"
+        return value if len(value) <= characters else f"{value[: characters - 1]}…"
     if depth == MAX_DEPTH:
         return "…"
     if isinstance(value, Mapping):
-        names = [str(_plain(_shown(key) if isinstance(key, bytes) else key)) for key in islice(value, MAX_ITEMS)]
-        pairs = dict(zip(names, _items(value.values(), depth), strict=False))
-        return pairs if len(value) <= MAX_ITEMS else {**pairs, "…": f"{len(value) - MAX_ITEMS} more"}
+        shown = MAX_ITEMS if depth == 0 else items  # the fields of an event are all shown
+        names = [str(_plain(_shown(key) if isinstance(key, bytes) else key, cut)) for key in islice(value, shown)]
+        pairs = dict(zip(names, _items(value.values(), cut, shown, depth), strict=False))
+        return pairs if len(value) <= shown else {**pairs, "…": f"{len(value) - shown} more"}
     if isinstance(value, list | tuple):
-        items = _items(value, depth)
-        return items if len(value) <= MAX_ITEMS else [*items, f"… {len(value) - MAX_ITEMS} more"]
-    return _plain(_shown(value), depth + 1)
+        found = _items(value, cut, items, depth)
+        return found if len(value) <= items else [*found, f"… {len(value) - items} more"]
+    return _plain(_shown(value), cut, depth + 1)
 
 
-def _items(values: Iterable[object], depth: int) -> list[object]:
-    return [_plain(value, depth + 1) for value in islice(values, MAX_ITEMS)]
+def _items(values: Iterable[object], cut: tuple[int, int], most: int, depth: int) -> list[object]:
+    return [_plain(value, cut, depth + 1) for value in islice(values, most)]
 
 
 _UNCLEAR = re.compile(r'[\s"=\\]')
