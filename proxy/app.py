@@ -68,7 +68,12 @@ class App:
         relay = settings.relay
         hop = next_hop(relay, settings.hostname)
         self._pool = Pool(
-            hop, share(relay.connections, settings), relay.wait_seconds, relay.idle_seconds, _Watcher(self)
+            hop,
+            share(relay.connections, settings),
+            relay.wait_seconds,
+            relay.idle_seconds,
+            relay.pause_seconds,
+            _Watcher(self),
         )
         self._route = RelayRoute(hop, self._pool, self.metrics.upstream_reply)
         self._service = Service(

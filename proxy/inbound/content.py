@@ -45,7 +45,8 @@ class StreamedContent:
         self._limit = limit
         self._refuse_bare_newline = refuse_bare_newline
         self._stage = DataStage()
-        self._waited = 0.0
+        self._waited = 0.0  # for the client, in the present stretch of time
+        self._octets_before = 0  # that came before it
 
     @property
     def octets(self) -> int:
@@ -93,8 +94,13 @@ class StreamedContent:
             await self._more()
             self._waited += monotonic() - started
             # The end of the time limit is the server's business; a client that sends an octet now and then is ours.
-            if self._waited > _SLOW_AFTER_SECONDS and self._stage.octets < self._waited * _MIN_OCTETS_PER_SECOND:
-                raise ClientSilentError("too_slow")
+            # Looked at minute by minute: what came fast earlier is no credit for a trickle.
+            if self._waited > _SLOW_AFTER_SECONDS:
+                came = self._stage.octets + len(reader.buffer) - self._octets_before
+                if came < self._waited * _MIN_OCTETS_PER_SECOND:
+                    raise ClientSilentError("too_slow")
+                self._waited = 0.0
+                self._octets_before += came
         content = self._stage.feed(reader.take())
         if self._stage.complete:
             self.complete = True

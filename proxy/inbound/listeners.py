@@ -21,6 +21,7 @@ _CLIENT_HELLO = b"\x16"
 _HELLO_SECONDS = 0.5
 _HANDSHAKE_SECONDS = 60.0
 _SWEEP_SECONDS = 1.0
+_ACCEPT_PAUSE_SECONDS = 0.5
 _GOODBYE_SECONDS = 0.1
 _CROWDED_IDLE_SECONDS = 10.0
 
@@ -85,17 +86,22 @@ class Listeners:
                     client, _ = await loop.sock_accept(sock)
                 except OSError as error:  # out of file descriptors, or a client that was gone at once
                     self._service.log.warning("accept_failed", reason=str(error.strerror or error))
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
                     continue
-                if len(self._beginning) >= self._service.connections:
+                if self._service.crowded:
                     client.close()
                     self._service.metrics.session_refused("too_many_connections")
                     continue
                 task = loop.create_task(self._begin(client, policy, make))
                 self._beginning.add(task)
-                task.add_done_callback(self._beginning.discard)
+                self._service.beginning = len(self._beginning)
+                task.add_done_callback(self._begun)
         finally:
             sock.close()
+
+    def _begun(self, task: asyncio.Task[None]) -> None:
+        self._beginning.discard(task)
+        self._service.beginning = len(self._beginning)
 
     async def _begin(self, client: socket.socket, policy: ListenerPolicy, make: Callable[[bool], Session]) -> None:
         """Start a session, after the TLS handshake where the client begins with one."""
@@ -126,7 +132,7 @@ class Listeners:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             now = monotonic()
-            crowded = len(service.sessions) >= service.connections
+            crowded = service.crowded
             for session in tuple(service.sessions):
                 if session.deadline < now or (crowded and session.idle_since < now - _CROWDED_IDLE_SECONDS):
                     session.expire()

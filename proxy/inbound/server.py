@@ -31,6 +31,7 @@ MAX_ERRORS = 10
 MAX_IDLE_COMMANDS = 100  # that lead to no message: NOOP, RSET, VRFY …
 _CLOSE_SECONDS = 10.0
 _TLS_SECONDS = 60.0
+_DRAIN_SECONDS = 2.0  # for an app between two commands of a transaction; it has as much as sent its message
 _NEVER = float("inf")
 
 Prototype = dict[str, Any]
@@ -84,7 +85,7 @@ class Connection(SMTP):
         self._address = str(peer[0]) if isinstance(peer, tuple) else "unix"
         self._in.attach(transport)
         service = self._service
-        if service.stopping or len(service.sessions) >= service.connections:
+        if service.stopping or service.crowded:
             self._turn_away()
             return
         if self._tls:
@@ -131,6 +132,14 @@ class Connection(SMTP):
             self.abort()
         if self._reading and not self._in_transaction():
             self._in.expire()
+        elif self._reading and not self._in_message():
+            self.deadline = min(self.deadline, monotonic() + _DRAIN_SECONDS)
+
+    def leave(self) -> None:
+        """End the session because its client left."""
+        if self._handler_coroutine is not None:
+            self._cut_off = True
+            self._handler_coroutine.cancel()
 
     def cut_off(self) -> bool:
         """End the session now, whatever it is doing; True where it will first say so, to the client and in the log."""
@@ -154,6 +163,10 @@ class Connection(SMTP):
 
     def _in_transaction(self) -> bool:
         """Whether a mail transaction is open."""
+        return False
+
+    def _in_message(self) -> bool:
+        """Whether a message is being taken."""
         return False
 
     def _forget_transaction(self) -> None:
@@ -198,8 +211,14 @@ class Connection(SMTP):
     # Reading and writing
 
     async def _line(self, longest: int) -> bytes:
-        """Give the next line; a client that sends no line end is cut off, whatever it is about to say."""
+        """
+        Give the next line.
+
+        A client that sends no line end is cut off, whatever it is about to say; and its time begins with the first
+        octet that is missing, so that an octet now and then buys it none.
+        """
         line = self._in.line()
+        began = monotonic()
         while line is None:
             if len(self._in.buffer) > longest:
                 self._service.metrics.session_dropped("overlong_line")
@@ -208,16 +227,16 @@ class Connection(SMTP):
             if self._draining and not self._in_transaction():
                 self._reply(commands.SHUTTING_DOWN)
                 raise HangUp
-            await self._more(self._service.limits.idle_seconds)
+            seconds = _DRAIN_SECONDS if self._draining else self._service.limits.idle_seconds
+            await self._more(seconds, began)
             line = self._in.line()
         return line
 
-    async def _more(self, seconds: float) -> None:
-        """Send what was written, and wait for the client."""
+    async def _more(self, seconds: float, began: float) -> None:
+        """Send what was written, and wait for the client, for so many seconds since *began*."""
         await self._flush()
-        now = monotonic()
-        self.deadline = now + seconds
-        self.idle_since = _NEVER if self._in_transaction() else now
+        self.deadline = began + seconds
+        self.idle_since = _NEVER if self._in_transaction() else began
         self._reading = True
         try:
             if not await self._in.more():

@@ -83,11 +83,12 @@ class Service:
 
     Args:
         hostname: Our name in greeting, EHLO and Received.
-        connections: Most sessions at a time.
+        connections: Most sessions at a time, those in a TLS handshake before their greeting included.
         new_id: Gives session ids.
 
     Attributes:
         sessions: Those that are served.
+        beginning: How many clients there are that may become sessions, once they have begun with TLS.
         closing: Those whose last octets are on their way to the client.
     """
 
@@ -103,4 +104,10 @@ class Service:
     new_id: Callable[[], str]
     sessions: set[Live] = field(factory=set)
     closing: set[Live] = field(factory=set)
+    beginning: int = 0
     stopping: bool = False
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there is no room for another client."""
+        return len(self.sessions) + self.beginning >= self.connections

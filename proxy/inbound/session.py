@@ -6,10 +6,10 @@ Source: RFC 5321, 4.1 and 4.3; RFC 3207 (STARTTLS), RFC 4954 (AUTH).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from ipaddress import ip_address
 from time import monotonic
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from proxy.inbound import auth, commands, trace
 from proxy.inbound.auth import Login
@@ -20,15 +20,18 @@ from proxy.inbound.server import Connection, HangUp, Prototype, prototype, synta
 from proxy.inbound.service import ListenerPolicy, Service
 from proxy.mail.envelope import Envelope
 from proxy.mail.reply import SERVICE_CLOSING, Reply
-from proxy.route import Capabilities, Transaction
+from proxy.record.metrics import RecipientRefusal
+from proxy.route import Capabilities, ClientGoneError, Transaction
 
 MAX_AUTH_FAILURES = 5
 MAX_EXCESS_RECIPIENTS = 100
+MAX_REFUSED_RECIPIENTS = 100
 _AUTH_FAILURE_SECONDS = 1.0
 _BLOCK_SECONDS = 180.0
 _TELLING = frozenset({"AUTH", "MAIL", "RCPT", "DATA", "STARTTLS"})  # without which an app cannot send
 _LONGEST_LINE = max(commands.MAX_LINE_OCTETS.values())
 
+_T = TypeVar("_T")
 _Verb = Callable[["Session", str], Awaitable[None]]
 
 
@@ -48,6 +51,10 @@ class Session(Connection):
         self._began = 0.0
         self._auth_failures = 0
         self._verb = ""
+        self._refused_recipients = 0
+        self._refused_for_now = False
+        self._asking = False
+        self._receiving = False
         self._messages = 0
 
     async def _converse(self) -> None:
@@ -57,6 +64,9 @@ class Session(Connection):
 
     def _in_transaction(self) -> bool:
         return self._envelope is not None
+
+    def _in_message(self) -> bool:
+        return self._receiving
 
     async def _command(self, line: bytes) -> None:
         try:
@@ -253,8 +263,9 @@ class Session(Connection):
         if self._login is not None and self._login.discard:
             self._open = DiscardTransaction(self._login.name)
         else:
-            opened = await service.route.begin(envelope)
+            opened = await self._ask(service.route.begin(envelope))
             if isinstance(opened, Reply):
+                service.metrics.mail_refused(opened)
                 service.log.warning(
                     "no_connection", **self._who(), reverse_path=envelope.reverse_path, reply=str(opened)
                 )
@@ -263,6 +274,7 @@ class Session(Connection):
             self._open = opened
         self._envelope = envelope
         self._recipients = []
+        self._refused_for_now = False
         self._reply(commands.MAIL_OK)
 
     @syntax("RCPT TO: <address>", extended=" [SP <rcpt-parameters>]")
@@ -280,14 +292,15 @@ class Session(Connection):
             # Refused later as a whole, so no next hop needs to hear of it: half a send is worse than none.
             most = max(MAX_EXCESS_RECIPIENTS, limits.recipients) if limits.refuse_excess else limits.recipients
             if len(self._recipients) >= most:
-                self._reply(commands.TOO_MANY_RECIPIENTS)
+                self._refuse_recipient("limit", commands.TOO_MANY_RECIPIENTS)
                 return
             self._recipients.append(address)
             self._reply(Reply(250, "2.1.5", "OK"))
             return
-        reply = await self._open.recipient(address)
+        reply = await self._ask(self._open.recipient(address))
         if reply.positive:
             self._recipients.append(address)
+            self._reply(reply)
         else:
             self._service.log.info(
                 "recipient_refused",
@@ -296,7 +309,36 @@ class Session(Connection):
                 recipient=address,
                 reply=str(reply),
             )
+            self._refuse_recipient("next_hop", reply)
+
+    def _refuse_recipient(self, reason: RecipientRefusal, reply: Reply) -> None:
+        """Answer RCPT with a refusal, and end a session that only tries addresses."""
+        self._service.metrics.recipient_refused(reason)
+        self._refused_for_now = self._refused_for_now or not reply.permanent
+        self._refused_recipients += reply.permanent
+        if self._refused_recipients > MAX_REFUSED_RECIPIENTS:
+            self._service.metrics.session_dropped("too_many_errors")
+            self._reply(commands.TOO_MANY_ERRORS)
+            raise HangUp
         self._reply(reply)
+
+    async def _ask(self, route: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for the route's answer to a command, but no longer than for the client that wants it."""
+        if self.transport is None and not self._in.buffer:
+            route.close()
+            raise ClientGoneError
+        self._asking = True
+        try:
+            return await route
+        finally:
+            self._asking = False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Let go of the next hop where nobody waits for its answer any more."""
+        super().connection_lost(error)
+        # What was sent behind it may be a whole message, from a client that does not wait for replies.
+        if self._asking and not self._in.buffer:
+            self.leave()
 
     @syntax("DATA")
     async def smtp_DATA(self, arg: str) -> None:
@@ -309,7 +351,8 @@ class Session(Connection):
             return
         service, limits, count = self._service, self._service.limits, len(self._recipients)
         if not count:
-            self._idle(commands.NO_RECIPIENTS)  # no mistake: the next hop refused them, and DATA was in the pipeline
+            # No mistake: the next hop refused them, and DATA was in the pipeline.
+            self._idle(commands.NO_RECIPIENTS_NOW if self._refused_for_now else commands.NO_RECIPIENTS)
             return
         if count > limits.recipients:
             service.metrics.message_refused("recipients")
@@ -332,11 +375,17 @@ class Session(Connection):
         content = StreamedContent(
             self._in, self._more_content, limits.message_octets, refuse_bare_newline=limits.refuse_bare_newline
         )
-        reply = await receive(service, submission, transaction, content)
+        self._receiving = True
+        try:
+            reply = await receive(service, submission, transaction, content)
+        finally:
+            self._receiving = False
         self._forget_transaction()
+        self._refused_recipients = 0 if reply.positive else self._refused_recipients
         self._reply(reply)
         if reply is GIVEN_UP or reply.code == SERVICE_CLOSING:
             raise HangUp
+        await self._flush()  # not held back for the next command in the pipeline, which may have to wait
 
     def _submission(self, envelope: Envelope) -> Submission:
         login = self._login
@@ -365,7 +414,7 @@ class Session(Connection):
         )
 
     async def _more_content(self) -> None:
-        await self._more(_BLOCK_SECONDS)
+        await self._more(_BLOCK_SECONDS, monotonic())
 
     def _who(self) -> dict[str, object]:
         return {**super()._who(), "login": self._login.name if self._login is not None else None}

@@ -96,7 +96,9 @@ class TokenStore:
         content = self._read()
         if content == self._seen:
             return False
-        self._seen = content
+        before, self._seen = self._seen, content
+        if content is None and isinstance(before, str) and not self._tokens:
+            return False  # it could not be looked at for a while, and is not there
         if content is None:
             raise self._problem("no file, though there was one", "put it back, or revoke tokens by their names")
         self._tokens = self._parse(content)

@@ -8,17 +8,28 @@ Source: RFC 5321 (4.5.3.2 for the time limits), RFC 3207 (STARTTLS), RFC 4954 (A
 """
 
 import asyncio
+import errno
+import os
+import re
+import socket
 import ssl
 from base64 import b64encode
 from collections import deque
+from collections.abc import Sequence
 from time import monotonic
 from typing import cast
 
+from aiohappyeyeballs import start_connection
 from attrs import frozen
 
-from proxy.mail.reply import Reply, ReplyError, ReplyParser, printable
+from proxy.mail.reply import Reply, ReplyError, ReplyParser
 
-READ_OCTETS = 65_536
+_PUNCTUATION = re.compile(r"[^A-Za-z0-9+]")
+_GRAM = 6  # characters in a row that make a secret known
+_REPLY_CODE = re.compile(r"the next hop said [2-5][0-9]{2}")
+# Finds a connection that died at rest without a word (a rebooted peer, a forgotten NAT entry) within a minute.
+_KEEPALIVE = (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+_MAX_ADDRESSES = 10
 
 
 class UpstreamError(Exception):
@@ -114,13 +125,17 @@ class Connection(asyncio.Protocol):
         self._expected = 1  # the greeting
         try:
             async with asyncio.timeout(hop.connect_seconds):
+                sock = await connected(hop.host, hop.port)
                 await self._loop.create_connection(
-                    lambda: self, hop.host, hop.port, ssl=context, server_hostname=hop.host if context else None
+                    lambda: self, sock=sock, ssl=context, server_hostname=hop.host if context else None
                 )
         except TimeoutError:
             raise UpstreamError("connect", f"no connection within {hop.connect_seconds:g} s") from None
         except (OSError, ssl.SSLError, UnicodeError) as error:
-            raise UpstreamError("connect", _reason(error)) from None
+            reason = _reason(error)
+            if "WRONG_VERSION_NUMBER" in reason:
+                reason += " (no TLS from the first octet on; with relay.tls: required it is asked for by STARTTLS)"
+            raise UpstreamError("connect", reason) from None
 
     async def _get_ready(self, hop: NextHop) -> None:
         # The greeting may take its time (RFC 5321, 4.5.3.2.1), but the app waits for all of this inside one MAIL.
@@ -162,20 +177,25 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     async def _authenticate(self, hop: NextHop, limit: float) -> None:
+        try:
+            await self._log_in(hop, limit)
+        except UpstreamError as error:
+            reason = without_secrets(error.reason, (hop.username, hop.password))
+            raise UpstreamError("auth", reason, refused=error.refused) from None
+
+    async def _log_in(self, hop: NextHop, limit: float) -> None:
         offered = self.extensions.get("AUTH", "").upper().split()
         user, password = hop.username.encode("utf-8"), hop.password.encode("utf-8")
         if "PLAIN" in offered:
-            initial = b64encode(b"\0" + user + b"\0" + password)
-            self.write(b"AUTH PLAIN " + initial + b"\r\n")
-            _require(_without(await self._stage("auth", limit), initial, password), 235, "auth")
+            self.write(b"AUTH PLAIN " + b64encode(b"\0" + user + b"\0" + password) + b"\r\n")
+            _require(await self._stage("auth", limit), 235, "auth")
         elif "LOGIN" in offered:
             self.write(b"AUTH LOGIN\r\n")
             _require(await self._stage("auth", limit), 334, "auth")
             self.write(b64encode(user) + b"\r\n")
             _require(await self._stage("auth", limit), 334, "auth")
-            response = b64encode(password)
-            self.write(response + b"\r\n")
-            _require(_without(await self._stage("auth", limit), response, password), 235, "auth")
+            self.write(b64encode(password) + b"\r\n")
+            _require(await self._stage("auth", limit), 235, "auth")
         else:
             reason = f"AUTH offers {' '.join(offered) or 'nothing'}; needed is PLAIN or LOGIN"
             raise UpstreamError("auth", reason, refused=True)
@@ -326,23 +346,55 @@ class Connection(asyncio.Protocol):
         self.idle_since = monotonic()
 
 
+async def connected(host: str, port: int) -> socket.socket:
+    """
+    Connect by TCP to one of the addresses of a host.
+
+    They are tried a quarter of a second apart, families in turn, and the first that answers is taken: an address that
+    is out of order must not hold up the mail (RFC 8305).
+
+    Raises:
+        OSError: None can be reached.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    sock = await start_connection(found[:_MAX_ADDRESSES], happy_eyeballs_delay=0.25, interleave=1, loop=loop)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):  # all of Linux; other systems have some of them
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return sock
+
+
 def _require(reply: Reply, code: int, stage: str) -> Reply:
     if reply.code != code:
         raise UpstreamError(stage, f"the next hop said {reply}", refused=reply.permanent)
     return reply
 
 
-def _without(reply: Reply, *secrets: bytes) -> Reply:
-    """Leave out the text of a reply that repeats what it was sent: it goes to the log."""
-    if any(printable(secret.decode("latin-1")) in reply.text for secret in secrets):
-        return Reply(reply.code, reply.enhanced, "(its text repeats the credentials)")
-    return reply
+def without_secrets(text: str, secrets: Sequence[str]) -> str:
+    """
+    Make what a peer said in AUTH fit for the log.
+
+    It may repeat what it was sent: as it was or in base64, in part, over several lines, or as no reply at all. So a few
+    characters of a secret in a row are enough to leave the text out; the reply code stays.
+    """
+    octets = [secret.encode("utf-8") for secret in secrets]
+    forms = [*octets, *map(b64encode, octets), b64encode(b"\0" + b"\0".join(octets))]
+    said, words = _PUNCTUATION.sub("", text), _PUNCTUATION.split(text)
+    for form in forms:
+        bare = _PUNCTUATION.sub("", form.decode("latin-1"))
+        pieces = {bare[start : start + _GRAM] for start in range(len(bare) - _GRAM + 1)}
+        if any(piece in said for piece in pieces) or (bare and bare in words):
+            code = _REPLY_CODE.search(text)
+            return f"{code[0] if code else 'the next hop said something'} (its text repeats the credentials)"
+    return text
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not trusted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
-        return "the next hop does not begin with TLS on this port; relay.tls: required asks for STARTTLS instead"
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and (error.errno or 0) in errno.errorcode:
+        return os.strerror(error.errno or 0)  # asyncio has texts of its own
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text or type(error).__name__

@@ -17,7 +17,6 @@ NO_CONNECTION = Reply(451, "4.4.1", "The next hop cannot be reached at the momen
 MISCONFIGURED = Reply(451, "4.3.5", "The next hop does not take our credentials, try again later")
 POOL_BUSY = Reply(451, "4.3.2", "All connections to the next hop are in use, try again later")
 
-
 _RESET_SECONDS = 10.0
 
 
@@ -45,6 +44,8 @@ class Pool:
         limit: Connections at most, those being opened included.
         wait_seconds: Longest wait for one when all are in use.
         idle_seconds: A connection at rest for longer is closed by :meth:`tidy`.
+        pause_seconds: After a failed attempt to connect, no other is made for so long: a next hop may lock an account
+            that tries a wrong password for each message.
 
     Attributes:
         extensions: What the next hop offered in the last EHLO; None before the first.
@@ -57,16 +58,20 @@ class Pool:
         limit: int,
         wait_seconds: float,
         idle_seconds: float,
+        pause_seconds: float,
         watcher: PoolWatcher,
     ) -> None:
         self._hop = hop
         self._limit = limit
         self._wait_seconds = wait_seconds
         self._idle_seconds = idle_seconds
+        self._pause_seconds = pause_seconds
         self._watcher = watcher
         self._idle: list[Connection] = []  # the last one given back is the first one taken: the rest may age and go
         self._busy = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[Connection | bool]] = deque()
+        self._refusal: Reply | None = None  # what the last failure to connect was answered, for a moment
+        self._refused_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.extensions: dict[str, str] | None = None
@@ -74,36 +79,54 @@ class Pool:
 
     async def take(self) -> Connection | Reply:
         """Give a ready connection, or the reply that says why there is none; also opens one."""
-        until = 0.0
-        while True:
+        if not self._waiting:  # whoever came first goes first
             connection = self._from_idle()
             if connection is not None:
                 return connection
-            if self._busy < self._limit:
-                break
-            until = until or monotonic() + self._wait_seconds
-            if not await self._turn(until - monotonic()):
+        if self._busy < self._limit and not self._waiting:
+            self._busy += 1
+        else:
+            handed = await self._turn(self._wait_seconds)
+            if isinstance(handed, Connection) and not handed.lost:
+                return handed
+            if not handed:
                 return POOL_BUSY
-        self._busy += 1
+        if self._refusal is not None and monotonic() < self._refused_until:
+            self._freed()
+            return self._refusal
         try:
             return await self._open()
         except UpstreamError as error:
             self._freed()
-            return MISCONFIGURED if error.stage == "auth" and error.refused else NO_CONNECTION
+            misconfigured = error.stage == "auth" and error.refused
+            self._refusal = MISCONFIGURED if misconfigured else NO_CONNECTION
+            self._refused_until = monotonic() + self._pause_seconds
+            return self._refusal
         except BaseException:
             self._freed()
             raise
 
     def give_back(self, connection: Connection) -> None:
         """Take back a connection that is between transactions, or of no more use."""
-        self._busy -= 1
         if connection.lost or connection.answered or self._closed:
             connection.quit()
-        else:
-            connection.rest()
-            self._idle.append(connection)
+            self._freed()
+            return
+        connection.rest()
+        waiter = self._next_waiter()
+        if waiter is not None:
+            waiter.set_result(connection)
+            return
+        self._busy -= 1
+        self._idle.append(connection)
         self._tell()
-        self._next_turn()
+
+    def distrust(self) -> None:
+        """Close what is at rest: one connection died there unnoticed, so the others may have, too."""
+        for connection in self._idle:
+            connection.quit()
+        self._idle.clear()
+        self._tell()
 
     def lost(self, error: UpstreamError) -> None:
         """Tell that a connection was lost in a transaction."""
@@ -120,17 +143,31 @@ class Pool:
         task.add_done_callback(self._tasks.discard)
 
     async def probe(self) -> UpstreamError | None:
-        """Try to get a connection, and keep it: learns what the next hop offers, and warms the pool."""
+        """Find out whether the next hop can be had; learns what it offers, and warms the pool."""
         connection = self._from_idle()
-        if connection is None:
-            if self._busy >= self._limit:
-                return self.last_error  # all are in use or being opened, so the last attempt tells as much as another
-            self._busy += 1
+        if connection is not None:
+            rested_since = connection.idle_since
             try:
-                connection = await self._open()
-            except UpstreamError as error:
-                self._freed()
-                return error
+                connection.write(b"NOOP\r\n")
+                await connection.reply(min(_RESET_SECONDS, self._hop.reply_seconds))
+            except UpstreamError:
+                self.give_back(connection)
+                self.distrust()
+            else:
+                self.give_back(connection)
+                connection.idle_since = rested_since  # a probe is no use: what nobody needs may age and go
+                return None
+        if self._busy >= self._limit:
+            return self.last_error  # all are in use or being opened, so the last attempt tells as much as another
+        self._busy += 1
+        try:
+            connection = await self._open()
+        except UpstreamError as error:
+            self._freed()
+            return error
+        except BaseException:
+            self._freed()
+            raise
         self.give_back(connection)
         return None
 
@@ -172,7 +209,7 @@ class Pool:
             self.last_error = error
             self._watcher.connection_failed(error)
             raise
-        self.last_error = None
+        self.last_error = self._refusal = None
         self._watcher.connection_opened(monotonic() - started)
         self.extensions = connection.extensions
         return connection
@@ -188,34 +225,52 @@ class Pool:
         finally:
             self.give_back(connection)
 
-    async def _turn(self, seconds: float) -> bool:
-        """Wait for a place to get free, in the order of arrival; False when that takes too long."""
-        waiter = asyncio.get_running_loop().create_future()
+    async def _turn(self, seconds: float) -> Connection | bool:
+        """
+        Wait for a connection or a place to get free, in the order of arrival.
+
+        Returns:
+            A connection; True for a place in which to open one; False when that took too long. Both of the former are
+            counted as busy already.
+        """
+        waiter: asyncio.Future[Connection | bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
             async with asyncio.timeout(seconds):
-                await waiter
-        except BaseException as error:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-            else:  # the place came at the very moment of giving up
-                self._next_turn()
-            if isinstance(error, TimeoutError):
-                return False
+                return await waiter
+        except TimeoutError:
+            self._decline(waiter)
+            return False
+        except BaseException:
+            self._decline(waiter)
             raise
-        return True
 
-    def _next_turn(self) -> None:
-        while self._waiting and self._busy < self._limit:
+    def _decline(self, waiter: "asyncio.Future[Connection | bool]") -> None:
+        """Leave the queue; what came at the very moment of giving up goes to the next in it."""
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        if waiter.done() and not waiter.cancelled():
+            handed = waiter.result()
+            if isinstance(handed, Connection):
+                self.give_back(handed)
+            else:
+                self._freed()
+
+    def _next_waiter(self) -> "asyncio.Future[Connection | bool] | None":
+        while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
-                waiter.set_result(None)
-                return
+                return waiter
+        return None
 
     def _freed(self) -> None:
+        """A place got free: it goes to who waits longest."""
+        waiter = self._next_waiter()
+        if waiter is not None:
+            waiter.set_result(True)
+            return
         self._busy -= 1
         self._tell()
-        self._next_turn()
 
     def _tell(self) -> None:
         self._watcher.pool_changed(self._busy, len(self._idle))

@@ -18,10 +18,11 @@ from proxy.mail.data_stage import END_OF_DATA
 from proxy.mail.envelope import Envelope
 from proxy.mail.reply import SERVICE_CLOSING, START_MAIL, Reply
 from proxy.outbound.client import Connection, NextHop, UpstreamError
-from proxy.outbound.pool import Pool
+from proxy.outbound.pool import MISCONFIGURED, Pool
 from proxy.route import Capabilities, Content, Sent
 
 LOST = Reply(451, "4.4.2", "The connection to the next hop was lost, try again later")
+_ABOUT_CREDENTIALS = frozenset({530, 534, 535, 538})  # RFC 4954, 6: ours, and none of the app's business
 NONSENSE = Reply(451, "4.5.0", "The next hop gave an unexpected answer, try again later")
 NO_EIGHT_BIT = Reply(554, "5.6.3", "The next hop does not take 8BITMIME")
 NO_SMTPUTF8 = Reply(550, "5.6.7", "The next hop does not take SMTPUTF8")
@@ -41,10 +42,10 @@ class RelayRoute:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the platform said in its last EHLO; before the first, what nearly every server can do."""
+        """What the platform said in its last EHLO; nothing before the first, for it would have to be kept."""
         extensions = self._pool.extensions
         if extensions is None:
-            return Capabilities()
+            return Capabilities(eight_bit=False)
         size = extensions.get("SIZE", "")
         return Capabilities(
             size_octets=int(size) if size.isdecimal() and len(size) < 20 else 0,
@@ -99,6 +100,9 @@ class RelayTransaction:
             self._pool.lost(error)
             self._mail_refused = LOST
             return LOST
+        except BaseException:  # the app is gone: a connection that still owes a reply is of no use to others
+            self._drop()
+            raise
 
     async def _recipient(self, connection: Connection, address: str) -> Reply:
         limit = self._hop.reply_seconds
@@ -115,8 +119,10 @@ class RelayTransaction:
             connection.write(mail + command, replies=2)
         else:
             connection.write(mail)
+        # One that dies without a word does so in its first reply; the app must not wait minutes to hear of it.
+        first = limit if self._fresh else min(limit, self._hop.connect_seconds)
         try:
-            reply = await connection.reply(limit)
+            reply = await connection.reply(first)
         except UpstreamError:
             if self._fresh or not await self._replace():
                 raise
@@ -148,6 +154,7 @@ class RelayTransaction:
     async def _replace(self) -> bool:
         """Swap a connection that died at rest for another; nothing was answered on it in this transaction."""
         self._drop()
+        self._pool.distrust()
         taken = await self._pool.take()
         if isinstance(taken, Reply):
             return False
@@ -223,6 +230,8 @@ class RelayTransaction:
         if reply.intermediate:
             self._drop()
             return NONSENSE
+        if reply.code in _ABOUT_CREDENTIALS:
+            return MISCONFIGURED
         return reply.for_client()
 
     def abandon(self) -> None:

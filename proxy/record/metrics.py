@@ -14,6 +14,7 @@ from typing import Generic, Literal, Protocol, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from proxy.mail.reply import Reply
 from proxy.record import exposition
 from proxy.record.exposition import GROUP_LABEL_LIMIT, PREFIX, GroupLabels, Snapshot
 from proxy.record.series import Counter, Gauge, Histogram
@@ -34,11 +35,18 @@ MessageRefusal = Literal[
     "invalid_value",
     "next_hop",
 ]
+RecipientRefusal = Literal["next_hop", "limit"]
+MailRefusal = Literal["no_connection", "pool_busy", "credentials", "extension"]
 MessageDiscard = Literal["test_mode", "login"]
 MessageAbandon = Literal["client_gone", "shutdown"]
 UpstreamCommand = Literal["mail_rcpt", "data", "dot"]
 InternalErrorPlace = Literal["session", "background"]
 
+_MAIL_REFUSALS: dict[str, MailRefusal] = {
+    "4.4.1": "no_connection",
+    "4.3.2": "pool_busy",
+    "4.3.5": "credentials",
+}
 TLS_VERSIONS = ("TLSv1.2", "TLSv1.3", "other")
 CONNECT_STAGES = ("connect", "banner", "ehlo", "starttls", "auth", "transaction")
 REMARK_KINDS = ("invalid_value", "two_providers", "repeated_field", "repeated_key", "name_cut", "signature_broken")
@@ -273,6 +281,18 @@ class Metrics(_Registry):
             self._counter("messages_discarded_total", "Messages answered with 250 and not sent, on purpose.", "reason"),
             get_args(MessageDiscard),
         )
+        self._mails = _Children(
+            self._counter(
+                "mail_refused_total",
+                "MAIL commands refused for want of the platform; extension: it lacks what MAIL asks for.",
+                "reason",
+            ),
+            get_args(MailRefusal),
+        )
+        self._recipients = _Children(
+            self._counter("recipients_refused_total", "RCPT commands refused; next_hop: by the platform.", "reason"),
+            get_args(RecipientRefusal),
+        )
         self._abandoned = _Children(
             self._counter(
                 "messages_abandoned_total",
@@ -286,6 +306,14 @@ class Metrics(_Registry):
     def message_received(self, listener: str) -> None:
         """Count a message that begins."""
         self._received[listener].inc()
+
+    def recipient_refused(self, reason: RecipientRefusal) -> None:
+        """Count a RCPT that was refused."""
+        self._recipients[reason].inc()
+
+    def mail_refused(self, reply: Reply) -> None:
+        """Count a MAIL that the route refused; its reply tells why."""
+        self._mails[_MAIL_REFUSALS.get(reply.enhanced, "extension")].inc()
 
     def message_refused(self, reason: MessageRefusal) -> None:
         """Count a message that was refused."""

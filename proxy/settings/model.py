@@ -310,6 +310,12 @@ class Relay:
     idle_seconds: int = field(
         default=60, metadata=seconds("A pooled connection that was not used for so long is closed.")
     )
+    pause_seconds: int = field(
+        default=1,
+        metadata=seconds(
+            "After a failed attempt to connect: how long messages are answered 451 without another one.", minimum=0
+        ),
+    )
     required_for_readiness: bool = field(
         default=False, metadata=about("Whether an unreachable platform makes `/readyz` fail.")
     )

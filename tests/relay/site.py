@@ -14,6 +14,7 @@ ANN, BOB = "RCPT TO:<ann@example.net>", "RCPT TO:<bob@example.net>"
 
 MAIL_OK = "250 2.1.0 OK"
 RCPT_OK = "250 2.1.5 recipient fine"
+NO_RECIPIENTS_NOW = "451 4.3.0 No recipient was accepted, try again later"
 NO_RECIPIENTS = "554 5.5.1 No valid recipients"
 NO_CONNECTION = "451 4.4.1 The next hop cannot be reached at the moment, try again later"
 MISCONFIGURED = "451 4.3.5 The next hop does not take our credentials, try again later"

@@ -76,6 +76,7 @@ LAWFUL = {
     "relay.reply_seconds": "1",
     "relay.final_reply_seconds": "1",
     "relay.idle_seconds": "1",
+    "relay.pause_seconds": "0",
     "relay.required_for_readiness": "true",
     "http.probes.address": "::1",
     "http.probes.port": "0",

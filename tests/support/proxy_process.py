@@ -27,7 +27,7 @@ def settings(upstream_port: int, **overrides: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "hostname": "proxy.example.com",
         "listeners": [{"address": "127.0.0.1", "port": 0, "tls": "starttls", "auth": "none"}],
-        "relay": {"host": "127.0.0.1", "port": upstream_port, "tls": "none", "connect_seconds": 5},
+        "relay": {"host": "127.0.0.1", "port": upstream_port, "tls": "none", "connect_seconds": 5, "pause_seconds": 0},
         "http": {"probes": {"address": "127.0.0.1", "port": 0}},
     }
     for name, value in overrides.items():
