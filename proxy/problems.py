@@ -35,6 +35,15 @@ class Problem:
         return f"{place}: {key}found {self.found}; expected {self.expected}{hint}"
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Hint at the known word that was probably meant; empty for none."""
+    import difflib  # only where something is wrong
+
+    spelled = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(word.lower(), spelled, n=1)
+    return f"did you mean {spelled[close[0]]!r}?" if close else ""
+
+
 class ProblemsError(Exception):
     """Raised with every problem at once, so that one run of ``check`` shows them all."""
 

@@ -93,13 +93,13 @@ def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
     except UnicodeEncodeError:
         builder.add(0, "", "text that is not YAML: an unpaired surrogate", "valid YAML")
         return None, builder.problems
-    except _TooDeepError:
+    except _TooMuchError:
         return None, builder.problems
     return root, builder.problems
 
 
-class _TooDeepError(Exception):
-    """Reading ends here."""
+class _TooMuchError(Exception):
+    """Reading ends here: what is missing then is no problem of its own."""
 
 
 class _Builder:
@@ -128,12 +128,12 @@ class _Builder:
         line = _line(event)
         if isinstance(event, yaml.AliasEvent):
             self.aliases += 1
-            if self.aliases == MAX_ALIASES + 1:
+            if self.aliases > MAX_ALIASES:
                 self.add(line, path, f"more than {MAX_ALIASES} aliases", "the values written out")
+                raise _TooMuchError
             known = self.anchors.get(event.anchor or "")
             if known is None:
                 self.add(line, path, "an alias without an anchor", "a value; in quotes if it begins with *")
-            if known is None or self.aliases > MAX_ALIASES:
                 return Scalar(None, line)
             return known
         tag = getattr(event, "tag", None)
@@ -150,7 +150,7 @@ class _Builder:
             return Scalar(_resolve(event.value) if event.implicit[0] else event.value, line)
         if depth == MAX_DEPTH:
             self.add(line, path, "nesting too deep to read", f"at most {MAX_DEPTH} levels")
-            raise _TooDeepError
+            raise _TooMuchError
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Node] = []
             for child in stream:

@@ -49,7 +49,10 @@ _MAIL_REFUSALS: dict[str, MailRefusal] = {
 }
 TLS_VERSIONS = ("TLSv1.2", "TLSv1.3", "other")
 CONNECT_STAGES = ("connect", "banner", "ehlo", "starttls", "auth", "transaction")
-REMARK_KINDS = ("invalid_value", "two_providers", "repeated_field", "repeated_key", "name_cut", "signature_broken")
+REMARK_KINDS = (
+    *("invalid_value", "two_providers", "repeated_field", "repeated_key", "name_cut", "signature_broken"),
+    "unknown_field",
+)
 NO_PROVIDER = "none"
 UNGROUPED = "ungrouped"
 MAX_GROUP_CHARACTERS = 100

@@ -287,4 +287,12 @@ def _same_secret(holder: Token | Login, other: Token | Login) -> bool:
     return True
 
 
-_CHECKS = (_route, _listeners, _certificate, _data_dir, _relay, _ports, _holders)
+def _providers(settings: Settings) -> Iterator[Finding]:
+    providers = settings.rules.providers
+    for index, provider in enumerate(providers):
+        if provider in providers[:index]:
+            found = f"{provider!r} a second time"
+            yield settings.source.problem(f"rules.providers[{index}]", found, "each provider once")
+
+
+_CHECKS = (_route, _listeners, _certificate, _data_dir, _relay, _ports, _holders, _providers)

@@ -8,17 +8,16 @@ Trust: the operator writes both, and may be wrong about anything. A secret never
 that stands where a mapping belongs: that is often a secret, too.
 """
 
-import difflib
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import attrs
 
 from proxy import strictyaml
-from proxy.problems import Problem, ProblemsError
+from proxy.problems import Problem, ProblemsError, did_you_mean
 from proxy.settings.environment import lay_over
 from proxy.settings.fields import alternatives, describe, form_of, is_scalar, is_section, keys_of, without_none
 from proxy.settings.model import DATA_FOLDER, LATER_KEYS, SENDING_CORE, Actions, Settings
@@ -116,13 +115,6 @@ def _note_lines(node: strictyaml.Node, path: str, lines: dict[str, int]) -> None
             _note_lines(item, join(path, index), lines)
 
 
-def _similar(word: str, known: Iterable[str]) -> str:
-    """Hint at the known word that was probably meant; empty for none."""
-    spelled = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(word.lower(), spelled, n=1)
-    return f"did you mean {spelled[close[0]]!r}?" if close else ""
-
-
 def _shown(node: strictyaml.Node) -> str:
     text = str(node)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
@@ -161,7 +153,7 @@ class _Reader:
         for name in node.entries:
             if name not in fields:
                 here = join(key, name)
-                hint = SENDING_CORE if here in LATER_KEYS else _similar(name, fields)
+                hint = SENDING_CORE if here in LATER_KEYS else did_you_mean(name, fields)
                 self.bad(here, f"unknown key {name!r}", "one of " + ", ".join(fields), hint)
         values = {
             name: self.value(node.entries[name], field.type, join(key, name), field.metadata)
@@ -242,7 +234,7 @@ class _Reader:
             elif not form and name not in get_args(key_type):
                 known = get_args(key_type)
                 values[name] = self.bad(
-                    here, f"unknown key {name!r}", "one of " + ", ".join(known), _similar(name, known)
+                    here, f"unknown key {name!r}", "one of " + ", ".join(known), did_you_mean(name, known)
                 )
             else:
                 values[name] = self.value(child, item, here, {**metadata, "example": ""})
@@ -278,7 +270,7 @@ class _Reader:
             return self.bad(key, "nothing", expected)
         if get_origin(annotation) is Literal:
             known = get_args(annotation)
-            hint = f"{SENDING_CORE}; set relay.host" if value == metadata["later"] else _similar(str(value), known)
+            hint = f"{SENDING_CORE}; set relay.host" if value == metadata["later"] else did_you_mean(str(value), known)
             return value if value in known else self.bad(key, _shown(node), expected, hint)
         word = value.strip() if isinstance(value, str) else value
         if annotation is bool:

@@ -212,7 +212,10 @@ class Rules:
     )
     untranslatable: Untranslatable = field(
         default="act",
-        metadata=about("What cannot be expressed: `act` as its class says, or `warn` where that would be a refusal."),
+        metadata=about(
+            "What cannot be expressed: `act` as its class says, or `warn` where that would be a refusal, but for test "
+            "mode."
+        ),
     )
     actions: Actions = field(
         factory=Actions,

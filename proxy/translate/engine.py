@@ -17,7 +17,7 @@ from attrs import frozen
 from proxy.mail import encoded_words
 from proxy.mail.envelope import Envelope
 from proxy.mail.fields import HeaderSection
-from proxy.translate import values
+from proxy.translate import conditions, values
 from proxy.translate.model import (
     DELIVER_AT,
     GROUP,
@@ -31,11 +31,12 @@ from proxy.translate.model import (
     When,
 )
 from proxy.translate.outcome import Loss, Remark, Setting, Translation
-from proxy.translate.plan import Places, Plan, Planner, Target, Watch
-from proxy.translate.values import Invalid, JsonValue
+from proxy.translate.plan import Documents, Places, Plan, Planner, Target, Watch, Watched
+from proxy.translate.values import Invalid, JsonValue, NoDocument, TooMany
 
 _DKIM_FIELDS = re.compile(rb"(?:^|;)\s*h\s*=([^;]*)")
 _MAX_NOTES = 50
+_MAX_SHOWN_CHARACTERS = 100
 # Switches and groups repeat from message to message. A longer text is read anew each time, so what is kept is bounded.
 _CACHED_VALUES = 2048
 _CACHED_CHARACTERS = 200
@@ -55,7 +56,7 @@ class _Outcome:
     label: str
     setting: Setting | None = None
     cut: bool = False
-    invalid: str = ""
+    invalid: Invalid | None = None
 
 
 class Engine:
@@ -71,10 +72,10 @@ class Engine:
         self.files = tuple(files)
         self.policy = policy
         self.deliver_later = deliver_later
-        self.planner = Planner(files, policy)
+        self.planner = Planner(files, policy, deliver_later=deliver_later)
         self.rule_files = {file.provider: file for file in files}
         self._read_short = lru_cache(_CACHED_VALUES)(_read)
-        self._uses_short = lru_cache(_CACHED_VALUES)(partial(_uses, recipients=()))
+        self._uses_short = lru_cache(_CACHED_VALUES)(partial(conditions.use, recipients=()))
         self._written_short = lru_cache(_CACHED_VALUES)(_written)
 
     def translate(self, section: HeaderSection, envelope: Envelope, provider: str = "") -> Translation:
@@ -99,9 +100,9 @@ class Engine:
         return read(rule, provider, label, text)
 
     def uses(self, rule: LossRule, text: str, recipients: tuple[str, ...]) -> bool:
-        """Tell whether a text is in use as a rule about losses means it."""
+        """Tell whether a text is in use as a rule about losses means it; raises as ``conditions.hold``."""
         if len(text) > _CACHED_CHARACTERS or rule.when is When.OTHER_RECIPIENTS:
-            return _uses(rule, text, recipients)
+            return conditions.use(rule, text, recipients)
         return self._uses_short(rule, text)
 
     def written(self, setting: Setting) -> bytes:
@@ -125,42 +126,10 @@ def _setting(rule: TranslateRule, provider: str, label: str, texts: list[str]) -
 
 
 def _written(target: str, value: str) -> bytes:
-    return values.write_name(target, value)[0]
+    return values.write_name(target, value)
 
 
-def _uses(rule: LossRule, text: str, recipients: tuple[str, ...]) -> bool:
-    return _holds(rule, [text], recipients)
-
-
-def _holds(rule: LossRule, nodes: list[JsonValue], recipients: tuple[str, ...]) -> bool:
-    """Whether the conditions of a rule about losses hold for what stands at its place."""
-    selector = rule.selector
-    found = list(values.leaves(nodes))
-    written = [values.word(leaf) for leaf in found if leaf is not None]
-    try:
-        words = values.items(selector, written)
-    except Invalid:
-        words = written  # malformed, yet in use
-    if rule.words and not any(values.switch_word(word) in rule.words for word in words):
-        return False
-    if rule.contains and not any(rule.contains in word.lower() for word in words):
-        return False
-    if rule.when is When.PRESENT:
-        return True
-    if rule.when is When.FILLED:
-        return any(leaf is not None for leaf in found)
-    if rule.when is When.ENABLED:
-        return any(values.switch_word(word) in values.TRUE_WORDS for word in words)
-    if rule.when is When.DISABLED:
-        return any(values.switch_word(word) in values.FALSE_WORDS for word in words)
-    if rule.when is When.OTHER_RECIPIENTS:
-        named = {values.bare_address(word) for word in words} - {""}
-        return bool(named) and named != {values.bare_address(recipient) for recipient in recipients}
-    plain = not (selector.separator or selector.key or selector.skip_prefix)
-    return any(values.is_set(leaf) for leaf in found) if plain else bool(words)
-
-
-_EMPTY = Plan((), None, frozenset(), {}, (), {}, ())
+_EMPTY = Plan((), None, frozenset(), {}, (), {}, (), ())
 
 
 class _Run:
@@ -183,11 +152,13 @@ class _Run:
         if len(plan.providers) > 1:
             self.remark("two_providers", "", "", f"fields of {', '.join(plan.providers)} in one message")
         settings, group, replaced = self.settings()
-        if plan.watches:
+        if plan.watched:
             self.lose()
         removed = plan.removable.union(replaced) if replaced else plan.removable
-        if removed and plan.signatures:
-            self.check_signatures(removed)
+        if plan.signatures:
+            self.check_signatures(removed, settings)
+        if plan.unknown:  # behind all others, of which there is a limited number
+            self.tell_unknown()
         section = None
         if removed or settings:
             added = b"".join([self.engine.written(setting) for setting in settings])
@@ -228,7 +199,7 @@ class _Run:
             if outcome is not None:
                 setting = outcome.setting
                 if outcome.cut:
-                    text = f"a word of over {values.MAX_BLANK_FREE_OCTETS} octets was cut"
+                    text = f"a name of over {values.MAX_NAME_CHARACTERS} characters was cut"
                     self.remark("name_cut", outcome.provider, outcome.label, text, outcome.rule.where)
             elif name in defaults:
                 setting = Setting(name, values.flag(defaults[name]), defaults_of, "", "when_absent")
@@ -267,24 +238,33 @@ class _Run:
                     outcomes[name] = outcome
                     break
         for name, outcome in outcomes.items():
-            if outcome.invalid:
-                self.invalid(target, outcome)
-            elif target.name == DELIVER_AT and not self.engine.deliver_later:
+            if outcome.invalid is not None:
+                self.invalid(target, outcome, outcome.invalid)
+            # A time that cannot be read is lost as well; only what a broken document says cannot be known.
+            if target.name == DELIVER_AT and not self.engine.deliver_later:
                 rule = outcome.rule
-                self.lost(name, outcome.label, rule.loss_class, rule.loses, rule.where)
+                if not isinstance(outcome.invalid, NoDocument):
+                    self.lost(name, outcome.label, rule.loss_class, rule.loses, rule.where)
         if self.login_provider in outcomes:
             return outcomes[self.login_provider]
         return min(outcomes.values(), key=attrgetter("index"), default=None)
 
-    def invalid(self, target: Target, outcome: _Outcome) -> None:
+    def invalid(self, target: Target, outcome: _Outcome, problem: Invalid) -> None:
         """Tell of a value that cannot be read, unless that was said of the whole document, and refuse it if so set."""
-        documents = [document for each in self.documents.values() for index, document in each if index == outcome.index]
-        if not any(isinstance(document, Invalid) for document in documents):
-            text = f"{target.name} not set: {outcome.invalid}"
-            self.remark("invalid_value", outcome.provider, outcome.label, text, outcome.rule.where)
-        refuse = outcome.rule.refuse_invalid
-        if self.engine.policy.refuse_invalid if refuse is None else refuse:
-            self.refusals.append((Action.REFUSE, f"{outcome.label} cannot be read: {outcome.invalid}"))
+        rule = outcome.rule
+        if isinstance(problem, NoDocument):
+            # Said and decided when it was parsed; a rule can only be stricter.
+            if rule.refuse_invalid:
+                self.refuse_invalid(True, outcome.label, problem)
+            return
+        text = f"{target.name} not set: {problem}"
+        self.remark("invalid_value", outcome.provider, outcome.label, text, rule.where)
+        self.refuse_invalid(rule.refuse_invalid, outcome.label, problem)
+
+    def refuse_invalid(self, decided: bool | None, label: str, problem: Invalid) -> None:
+        """Refuse the message for a value that cannot be read: as a rule file decided, else as the operator did."""
+        if self.engine.policy.refuse_invalid if decided is None else decided:
+            self.refusals.append((Action.REFUSE, f"{label} cannot be read: {problem}"))
 
     def evaluate(self, provider: str, rule: TranslateRule, places: Places) -> _Outcome | None:
         """The first value the rule yields: names by rank, repeated fields in message order, then paths by rank."""
@@ -293,7 +273,7 @@ class _Run:
             label = selector.names[key]
             index = indices[0]
             try:
-                if key not in self.plan.json:
+                if not selector.paths:
                     for index in indices:
                         read = self.engine.read(rule, provider, label, self.text(index))
                         if read is not None:
@@ -301,8 +281,8 @@ class _Run:
                     continue
                 for index, document in self.documents_of(key):
                     if isinstance(document, Invalid):
-                        raise document
-                    for path in selector.paths or ((),):
+                        return _Outcome(provider, rule, index, label, invalid=document)
+                    for path in selector.paths:
                         nodes = values.at_path(document, path)
                         if not nodes:
                             continue
@@ -311,45 +291,66 @@ class _Run:
                         if read is not None:
                             return _Outcome(provider, rule, index, label, *read)
             except Invalid as problem:
-                return _Outcome(provider, rule, index, label, invalid=str(problem))
+                return _Outcome(provider, rule, index, label, invalid=problem)
         return None
 
     # What cannot be expressed
 
     def lose(self) -> None:
         """Find what is really in use and has no counterpart; each place is told once."""
-        recipients = len(self.envelope.recipients)
         told: set[tuple[str, str, str, str]] = set()
-        for watch in self.plan.watches:
-            rule = watch.rule
-            if recipients < rule.min_recipients:
-                continue
-            for label in self.in_use(watch):
-                fact = (watch.provider, label, rule.loss_class, rule.loses)
+        for watched in self.plan.watched:
+            found = self.in_documents(watched) if watched.key in self.plan.json else self.in_texts(watched)
+            for watch in found:
+                rule = watch.rule
+                fact = (watch.provider, watch.label, rule.loss_class, rule.loses)
                 if fact not in told:
                     told.add(fact)
-                    self.lost(watch.provider, label, rule.loss_class, rule.loses, rule.where)
+                    self.lost(watch.provider, watch.label, rule.loss_class, rule.loses, rule.where)
 
-    def in_use(self, watch: Watch) -> Iterator[str]:
-        """The labels of the places at which the conditions hold."""
-        rule, recipients = watch.rule, self.envelope.recipients
-        if watch.key not in self.plan.json:
-            for index in watch.indices:
-                if self.engine.uses(rule, self.text(index), recipients):
-                    yield watch.paths[0][1]
-            return
-        for index, document in self.documents_of(watch.key):
+    def in_texts(self, watched: Watched) -> Iterator[Watch]:
+        """What is in use of the plain fields of a name."""
+        recipients, uses = self.envelope.recipients, self.engine.uses
+        for watch in watched.watches:
+            rule = watch.rule
+            if len(recipients) < rule.min_recipients:
+                continue
+            for index in watched.indices:
+                try:
+                    if uses(rule, self.text(index), recipients):
+                        yield watch
+                except Invalid as problem:
+                    if self.in_use_unread(watch, problem):
+                        yield watch
+
+    def in_documents(self, watched: Watched) -> Iterator[Watch]:
+        """What is in use of the JSON fields of a name."""
+        recipients = self.envelope.recipients
+        for index, document in self.documents_of(watched.key):
             if isinstance(document, Invalid):
                 # What stands in it cannot be known, but that the app wanted something is plain.
-                if not rule.selector.paths and _holds(rule, [self.text(index)], recipients):
-                    yield watch.paths[0][1]
-                continue
-            for path, label in watch.paths:
-                if path and path[0] not in document:
+                watches = [watch for watch in watched.watches if not watch.path]
+            else:  # most watches end here: a document has few of the keys there are
+                watches = [watch for key, watch in watched.by_key if key is None or key in document]
+            for watch in watches:
+                if len(recipients) < watch.rule.min_recipients:
                     continue
-                nodes = values.at_path(document, path)
-                if nodes and _holds(rule, nodes, recipients):
-                    yield label
+                found: JsonValue = self.text(index) if isinstance(document, Invalid) else document
+                nodes = values.at_path(found, watch.path)
+                try:
+                    if nodes and conditions.hold(watch.rule, nodes, recipients):
+                        yield watch
+                except Invalid as problem:
+                    if self.in_use_unread(watch, problem):
+                        yield watch
+
+    def in_use_unread(self, watch: Watch, problem: Invalid) -> bool:
+        """Whether a place counts although it cannot be read; that is told, and refused if so set."""
+        in_use = isinstance(problem, TooMany)
+        text = f"{problem}; taken as {'in use' if in_use else 'not in use'}"
+        self.remark("invalid_value", watch.provider, watch.label, text, watch.rule.where)
+        self.refuse_invalid(None, watch.label, problem)
+        return in_use
 
     def lost(self, provider: str, label: str, loss_class: str, loses: str, where: str) -> None:
         action = self.engine.policy.action(provider, loss_class)
@@ -376,25 +377,27 @@ class _Run:
         if known is not None:
             return known
         documents = self.documents[key] = []
-        indices, repeat, owner, spelled = self.plan.json[key]
-        for index in indices:
+        fields = self.plan.json[key]
+        for index in fields.indices:
             text = self.text(index)
             if not text:
                 continue
-            if documents and repeat is Repeat.FIRST:
-                self.remark("repeated_field", owner, spelled, "only the first one counts")
+            if documents and fields.field.repeat is Repeat.FIRST:
+                self.remark("repeated_field", fields.provider, fields.spelled, "only the first one counts")
                 continue
-            documents.append((index, self.parsed(owner, spelled, text)))
+            documents.append((index, self.parsed(fields, text)))
         return documents
 
-    def parsed(self, owner: str, spelled: str, text: str) -> Document:
+    def parsed(self, fields: Documents, text: str) -> Document:
+        provider, spelled = fields.provider, fields.spelled
         try:
             document, repeated = values.parse_json(text)
         except Invalid as problem:
-            self.remark("invalid_value", owner, spelled, f"{problem}; nothing in it is used")
+            self.remark("invalid_value", provider, spelled, f"{problem}; nothing in it is used")
+            self.refuse_invalid(fields.field.refuse_invalid, spelled, problem)
             return problem
         if repeated:
-            self.remark("repeated_key", owner, spelled, "a key occurs twice in one object; the last one counts")
+            self.remark("repeated_key", provider, spelled, "a key occurs twice in one object; the last one counts")
         return document
 
     def text(self, index: int) -> str:
@@ -406,12 +409,28 @@ class _Run:
 
     # What leaves
 
-    def check_signatures(self, removed: Collection[int]) -> None:
+    def check_signatures(self, removed: Collection[int], settings: Sequence[Setting]) -> None:
         gone = {self.section.keys[index] for index in removed}
+        new = {setting.target.lower().encode() for setting in settings}
+        if not (gone or new):
+            return
         for index in self.plan.signatures:
             match = _DKIM_FIELDS.search(self.section.value(index))
-            if match and gone & {name.strip(b" \t\r\n").lower() for name in match[1].split(b":")}:
+            signed = {name.strip(b" \t\r\n").lower() for name in match[1].split(b":")} if match else set()
+            if gone & signed:
                 self.remark("signature_broken", "", "DKIM-Signature", "it covers a field that was removed")
+            elif new & signed:  # a name without a field: signed so that nobody adds one
+                self.remark("signature_broken", "", "DKIM-Signature", "it covers a field that was added")
+
+    def tell_unknown(self) -> None:
+        """Tell of fields that are removed without anybody knowing what they ask for; each name once."""
+        told: set[bytes] = set()
+        for unknown in self.plan.unknown:
+            key = self.section.keys[unknown.index]
+            if key not in told:
+                told.add(key)
+                name = self.section.name(unknown.index)[:_MAX_SHOWN_CHARACTERS]
+                self.remark("unknown_field", unknown.provider, unknown.pattern, f"no rule knows {name}; it was removed")
 
     def remark(self, kind: str, provider: str, source: str, text: str, where: str = "") -> None:
         remark = Remark(kind, provider, source, text, where)

@@ -95,6 +95,19 @@ class Repeat(enum.Enum):
     FIRST = "first"
 
 
+@frozen
+class JsonField:
+    """
+    What a file says of a field that holds a JSON object.
+
+    Args:
+        refuse_invalid: Refuse a document that does not parse; None for the setting ``rules.on_invalid``.
+    """
+
+    repeat: Repeat = Repeat.EACH
+    refuse_invalid: bool | None = None
+
+
 @frozen(eq=False)
 class Selector:
     """
@@ -118,6 +131,12 @@ class Selector:
     def label(self, name: bytes, path: tuple[str, ...]) -> str:
         """Name the place as the rule file does, never as the message does: for logs and metric labels."""
         return " ".join((self.names[name], ".".join(path))) if path else self.names[name]
+
+    def named_as(self, key: bytes) -> bytes:
+        """The name that stands for *key* (lower case), with its ``*``; empty where none does."""
+        if key in self.names:
+            return key
+        return next((name for name in self.names if name.endswith(b"*") and key.startswith(name[:-1])), b"")
 
 
 @frozen(eq=False)
@@ -178,11 +197,13 @@ class FieldPatterns:
     excepted: frozenset[bytes] = frozenset()
     excepted_prefixes: tuple[bytes, ...] = ()
 
+    def excepts(self, name: bytes) -> bool:
+        """Tell whether *name* (lower case) was named as no control field."""
+        return name in self.excepted or name.startswith(self.excepted_prefixes)
+
     def match(self, name: bytes) -> bool:
         """Tell whether *name* (lower case) is a control field."""
-        if name in self.excepted or name.startswith(self.excepted_prefixes):
-            return False
-        return name in self.names or name.startswith(self.prefixes)
+        return not self.excepts(name) and (name in self.names or name.startswith(self.prefixes))
 
 
 @frozen(eq=False)
@@ -194,11 +215,23 @@ class RuleFile:
     reference: str
     controls: FieldPatterns
     spelled: tuple[str, ...]
-    json: Mapping[bytes, Repeat]
+    json: Mapping[bytes, JsonField]
     translate: tuple[TranslateRule, ...]
     when_absent: Mapping[str, bool]
     untranslatable: tuple[LossRule, ...]
     file: str
+
+    def pattern_of(self, name: bytes) -> str:
+        """Give the pattern of ``fields:`` that has *name* (lower case); empty where it is listed by its exact name."""
+        if name in self.controls.names:
+            return ""
+        patterns = (word for word in self.spelled if word.endswith("*") and not word.startswith("!"))
+        return next((word for word in patterns if name.startswith(word[:-1].lower().encode())), "")
+
+    @property
+    def rules(self) -> "tuple[TranslateRule | LossRule, ...]":
+        """All rules, in the order of the file."""
+        return (*self.translate, *self.untranslatable)
 
 
 @frozen
@@ -211,7 +244,7 @@ class Policy:
         when_absent: Values to write where an app says nothing, by provider and target; None for each file's own
             ``when_absent``; empty for the platform's defaults.
         refuse_invalid: Refuse a message with a value that does not parse.
-        soften: Turn every refuse into a warning.
+        soften: Turn every refuse into a warning, but for test mode.
         actions_by_class: Overrides for a class of loss.
         actions_by_provider: Overrides for a class of one provider; these win.
         strip: Which control fields leave the message.
@@ -230,10 +263,10 @@ class Policy:
         action = self.actions_by_provider.get(provider, {}).get(loss_class)
         if action is None:
             action = self.actions_by_class.get(loss_class, DEFAULT_ACTIONS[loss_class])
-        softened = self.soften and (
-            action is Action.REFUSE
-            # A message sent in test mode must never reach a person, unless the old provider, who would drop it, is
-            # still behind us and gets its own field.
-            or (action is Action.DISCARD and self.strip is Strip.NONE)
-        )
-        return Action.WARN if softened else action
+        if not self.soften or action.rank <= Action.WARN.rank:
+            return action
+        # A message sent in test mode must never reach a person, unless the old provider, who would drop it, is still
+        # behind us and gets its own field. So it is whatever the operator put in the place of a discard.
+        if (action is Action.DISCARD or loss_class == "test_mode") and self.strip is not Strip.NONE:
+            return action
+        return Action.WARN

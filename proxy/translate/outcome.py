@@ -42,8 +42,8 @@ class Remark:
 
     Args:
         kind: One of ``invalid_value``, ``two_providers``, ``repeated_field``, ``repeated_key``, ``name_cut``,
-            ``signature_broken``.
-        source: The field, as the rule file spells it; empty where there is none.
+            ``signature_broken``, ``unknown_field``.
+        source: The field, or for ``unknown_field`` the pattern, as the rule file spells it; empty where there is none.
     """
 
     kind: str

@@ -4,15 +4,15 @@ Rule files: YAML text to :class:`RuleFile`, or every problem with file, line and
 Strict on purpose: a slip in a rule should surface before the first message, not in one of them.
 """
 
-import enum
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+
+import attrs
 
 from proxy import strictyaml
-from proxy.problems import Problem, ProblemsError
-from proxy.strictyaml import Mapping, Node, Scalar
+from proxy.problems import Problem, ProblemsError, did_you_mean
+from proxy.strictyaml import Mapping, Scalar
 from proxy.translate import values
 from proxy.translate.model import (
     DEFAULT_ACTIONS,
@@ -22,6 +22,7 @@ from proxy.translate.model import (
     TARGETS,
     TIMES,
     FieldPatterns,
+    JsonField,
     LossRule,
     Reading,
     Repeat,
@@ -30,6 +31,7 @@ from proxy.translate.model import (
     TranslateRule,
     When,
 )
+from proxy.translate.nodes import NO_COLON, NodeReader
 
 _PROVIDER = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _FIELD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -37,12 +39,36 @@ _WORD = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 # What mail itself needs is never a provider's to remove, nor ours.
 _PROTECTED = (
-    *("bcc", "cc", "comments", "content-description", "content-disposition", "content-id", "content-transfer-encoding"),
+    *(
+        "authentication-results",
+        "auto-submitted",
+        "bcc",
+        "cc",
+        "comments",
+        "content-description",
+        "content-disposition",
+        "content-id",
+        "content-transfer-encoding",
+    ),
     *("content-type", "date", "dkim-signature", "from", "in-reply-to", "keywords", "list-unsubscribe"),
-    *("list-unsubscribe-post", "message-id", "mime-version", "received", "references", "reply-to", "resent-from"),
+    *(
+        "list-unsubscribe-post",
+        "message-id",
+        "mime-version",
+        "precedence",
+        "received",
+        "references",
+        "reply-to",
+        "resent-from",
+    ),
     *("return-path", "sender", "subject", "to", "x-cmail-groupname", "x-cmail-inlinecss", "x-cmail-trackclicks"),
     "x-cmail-trackopens",
 )
+_PROTECTED_PREFIXES = ("arc-", "list-", "resent-")
+
+_EXCEPT = "a header field name; one * at its end, ! at its start to except it"
+_CONTROL_FIELDS = "the names of the provider's control fields"
+_LOSES = ("a few words on what is lost", "such as: loses: webhook data")
 
 _TOP_KEYS = ("title", "reference", "fields", "json", "translate", "when_absent", "untranslatable")
 _SELECTOR_KEYS = ("field", "at", "list", "skip_prefix", "key")
@@ -51,9 +77,6 @@ _TRANSLATE_KEYS = (
     *("to", "as", "true_if", "false_if", "known", "optional", "class", "loses", "on_invalid"),
 )
 _LOSS_KEYS = (*_SELECTOR_KEYS, "when", "min_recipients", "is", "contains", "class", "loses")
-
-T = TypeVar("T")
-E = TypeVar("E", bound=enum.Enum)
 
 
 def load(providers: Iterable[str], directories: Sequence[Path], shipped: Path) -> tuple[RuleFile, ...]:
@@ -121,38 +144,52 @@ def parse(text: str, file: str, provider: str) -> tuple[RuleFile | None, list[Pr
     return (None if problems else parsed), problems
 
 
-class _Reader:
-    """Reads one file's nodes; problems are collected, and reading goes on with a harmless value."""
+class _Reader(NodeReader):
+    """Reads the parts of one file."""
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
-        self.file = file
-        self.problems = problems
-        self.json: dict[bytes, Repeat] = {}
-
-    def add(self, line: int, key: str, found: str, expected: str, hint: str = "") -> None:
-        self.problems.append(Problem(self.file, line, key, found, expected, hint))
+        super().__init__(file, problems)
+        self.json: dict[bytes, JsonField] = {}
+        self.controls: FieldPatterns | None = None  # while they are not known, nothing can be said of what they cover
+        self.rules: dict[tuple[object, ...], tuple[str, int]] = {}
 
     def rule_file(self, root: Mapping, provider: str) -> RuleFile:
-        self.keys(root, "", _TOP_KEYS, ("title", "fields"))
-        spelled = self.words(root, "fields", "")
-        controls = self.controls(spelled)
+        self.keys(root, "", _TOP_KEYS)
+        before = len(self.problems)
+        if "fields" not in root.entries:
+            self.add(root.line, "fields", "nothing", _CONTROL_FIELDS, "add a line such as fields: [X-Acme-*]")
+        spelled = self.words(root, "fields", "", _CONTROL_FIELDS, "such as fields: [X-Acme-*]")
+        controls = self.patterns(spelled)
+        if len(self.problems) == before:
+            self.controls = controls
+        before = len(self.problems)
         self.json = self.json_fields(root)
+        title = "the provider's name as people know it"
+        if "title" not in root.entries:
+            self.add(root.line, "title", "nothing", title, "add a line such as title: Acme Mail")
+        title = self.text(root, "title", "", title, "such as title: Acme Mail")
+        reference = self.text(root, "reference", "")
+        translate = self.each(root, "translate", self.translate_rule)
+        when_absent = self.when_absent(root)
+        untranslatable = self.each(root, "untranslatable", self.loss_rule)
+        if len(self.problems) == before:
+            self.json_is_used(root, [*translate, *untranslatable])
         return RuleFile(
             provider=provider,
-            title=self.text(root, "title", ""),
-            reference=self.text(root, "reference", ""),
+            title=title,
+            reference=reference,
             controls=controls,
             spelled=tuple(word for word, _ in spelled),
             json=self.json,
-            translate=tuple(self.each(root, "translate", self.translate_rule)),
-            when_absent=self.when_absent(root),
-            untranslatable=tuple(self.each(root, "untranslatable", self.loss_rule)),
+            translate=tuple(translate),
+            when_absent=when_absent,
+            untranslatable=tuple(untranslatable),
             file=self.file,
         )
 
     # Parts of a file
 
-    def controls(self, words: Sequence[tuple[str, int]]) -> FieldPatterns:
+    def patterns(self, words: Sequence[tuple[str, int]]) -> FieldPatterns:
         names: set[bytes] = set()
         prefixes: list[bytes] = []
         excepted: set[bytes] = set()
@@ -162,12 +199,12 @@ class _Reader:
             pattern = word.removeprefix("!")
             stem = pattern.removesuffix("*")
             if not _FIELD_NAME.fullmatch(stem):
-                self.add(line, key, repr(word), "a header field name; one * at its end, ! at its start to except it")
+                self.add(line, key, repr(word), _EXCEPT, _no_colon(word))
                 continue
             lower = stem.lower()
-            taken = [name for name in _PROTECTED if name == lower or (pattern != stem and name.startswith(lower))]
+            taken = _taken(lower, pattern != stem)
             if taken and not word.startswith("!"):
-                self.add(line, key, repr(word), "fields of this provider", f"it would remove {taken[0]}")
+                self.add(line, key, repr(word), "fields of this provider", f"it would remove {taken}")
             elif word.startswith("!") and pattern != stem:
                 excepted_prefixes.append(lower.encode())
             elif word.startswith("!"):
@@ -178,29 +215,43 @@ class _Reader:
                 prefixes.append(lower.encode())
         return FieldPatterns(frozenset(names), tuple(prefixes), frozenset(excepted), tuple(excepted_prefixes))
 
-    def json_fields(self, root: Mapping) -> dict[bytes, Repeat]:
-        found: dict[bytes, Repeat] = {}
-        node = self.mapping(root, "json")
+    def json_fields(self, root: Mapping) -> dict[bytes, JsonField]:
+        found: dict[bytes, JsonField] = {}
+        node = self.mapping(root, "json", "a mapping of field names", _as_json(root.entries.get("json")))
         for name, options in node.entries.items() if node else ():
             key = f"json.{name}"
             if not _FIELD_NAME.fullmatch(name):
-                self.add(options.line, key, repr(name), "a header field name")
+                self.add(options.line, key, repr(name), "a header field name", _no_colon(name))
                 continue
-            repeat = Repeat.EACH
+            field = JsonField()
             if not isinstance(options, Mapping):
                 self.add(options.line, key, str(options), "{} or {repeat: first}")
             else:
-                self.keys(options, key, ("repeat",), ())
+                self.keys(options, key, ("repeat", "on_invalid"))
                 repeat = self.choice(options, "repeat", key, Repeat, Repeat.EACH)
-            found[name.lower().encode()] = repeat
+                field = JsonField(repeat, self.on_invalid(options, key))
+            found[name.lower().encode()] = field
         return found
+
+    def json_is_used(self, root: Mapping, rules: Sequence[TranslateRule | LossRule]) -> None:
+        """A field under ``json:`` of which no rule wants anything is most likely misspelt."""
+        node = self.mapping(root, "json")
+        named = [name for rule in rules for name in rule.selector.names.values()]
+        for name, options in node.entries.items() if node else ():
+            if name.lower().encode() in self.json and not any(
+                rule.selector.named_as(name.lower().encode()) for rule in rules
+            ):
+                hint = did_you_mean(name, named) or "take it out"
+                self.add(options.line, f"json.{name}", "a field that no rule names", "fields of rules", hint)
 
     def when_absent(self, root: Mapping) -> dict[str, bool]:
         node = self.mapping(root, "when_absent")
         found: dict[str, bool] = {}
         for name, value in node.entries.items() if node else ():
             if name not in SWITCHES:
-                self.add(value.line, f"when_absent.{name}", repr(name), f"one of {', '.join(SWITCHES)}")
+                expected = f"one of {', '.join(SWITCHES)}"
+                hint = "" if name == GROUP else did_you_mean(name, SWITCHES)
+                self.add(value.line, f"when_absent.{name}", repr(name), expected, hint)
             elif not isinstance(value, Scalar) or not isinstance(value.value, bool):
                 self.add(value.line, f"when_absent.{name}", str(value), "true or false")
             else:
@@ -208,14 +259,15 @@ class _Reader:
         return found
 
     def translate_rule(self, node: Mapping, key: str) -> TranslateRule:
+        before = len(self.problems)
         self.keys(node, key, _TRANSLATE_KEYS, ("field", "to"))
-        target = self.word(node, "to", key, TARGETS, GROUP)
+        target = self.word(node, "to", key, TARGETS, "")
         reading = self.choice(node, "as", key, Reading, Reading.TEXT)
         fitting = TIMES if target == DELIVER_AT else {Reading.SWITCH, Reading.ALLOW_LIST}
         if target == GROUP:
             fitting = {Reading.TEXT}
         readable = "as" not in node.entries or self.scalar_quiet(node) in [each.value for each in Reading]
-        if readable and reading not in fitting:
+        if target and readable and reading not in fitting:
             words = [each.value for each in Reading if each in fitting]
             self.add(node.line, f"{key}.as", reading.value, f"{' or '.join(words)} for {target}")
         words_for = {name: self.lower_words(node, name, key) for name in ("true_if", "false_if", "known")}
@@ -226,17 +278,26 @@ class _Reader:
                 )
         if reading is Reading.ALLOW_LIST and not words_for["true_if"]:
             self.add(node.line, f"{key}.true_if", "nothing", "the words that switch it on, for as: allow_list")
+        if both := sorted(words_for["true_if"] & words_for["false_if"]):
+            self.add(
+                node.key_lines["false_if"],
+                f"{key}.false_if",
+                f"{both[0]!r}, in true_if too",
+                "each word in one of the two",
+            )
         loss_class, loses = "", ""
         if target == DELIVER_AT:
             loss_class, loses = self.loss(node, key)
-        else:
+        elif target:
             for name in ("class", "loses"):
                 if name in node.entries:
                     self.add(node.key_lines[name], f"{key}.{name}", "a loss", "it only with to: deliver_at")
-        invalid = self.word(node, "on_invalid", key, ("pass", "refuse"), "")
-        return TranslateRule(
-            selector=self.selector(node, key, wildcard=False),
-            target=target,
+        refuse_invalid = self.on_invalid(node, key)
+        selector = self.selector(node, key, wildcard=False)
+        self.covered(node, key, selector)
+        rule = TranslateRule(
+            selector=selector,
+            target=target or GROUP,
             reading=reading,
             where=f"{self.file}:{node.line}",
             true_words=words_for["true_if"],
@@ -245,11 +306,45 @@ class _Reader:
             optional=self.matching(node, "optional", key, _WORD, "a name of lower-case letters, digits and _"),
             loss_class=loss_class,
             loses=loses,
-            refuse_invalid={"pass": False, "refuse": True}.get(invalid),
+            refuse_invalid=refuse_invalid,
         )
+        if len(self.problems) == before:
+            self.once(rule, node, key)
+        return rule
+
+    def covered(self, node: Mapping, key: str, selector: Selector) -> None:
+        """What is translated is a control field: else it would stay in the message, and decide unseen."""
+        for name, spelled in selector.names.items():
+            if self.controls is None or self.controls.match(name):
+                continue
+            excepted = self.controls.excepts(name)
+            self.add(
+                node.key_lines["field"],
+                f"{key}.field",
+                f"{spelled!r}, which fields {'excepts' if excepted else 'does not cover'}",
+                "a control field of this provider",
+                "take the exception or this rule away" if excepted else f"add {spelled} under fields",
+            )
+        inside = [spelled for name, spelled in selector.names.items() if name in self.json]
+        if inside and "at" not in node.entries:
+            hint = "the keys on the way to the value, joined by dots"
+            self.add(node.line, f"{key}.at", "nothing", f"a path, because {inside[0]} holds JSON", hint)
+
+    def once(self, rule: TranslateRule | LossRule, node: Mapping, key: str) -> None:
+        """A rule that stands there twice was meant to say something else the second time."""
+        selector = rule.selector
+        sense = (
+            key.partition("[")[0],
+            *(tuple(selector.names), selector.paths, selector.separator, selector.skip_prefix, selector.key),
+            *(getattr(rule, each.name) for each in attrs.fields(type(rule)) if each.name not in ("selector", "where")),
+        )
+        first, line = self.rules.setdefault(sense, (key, node.line))
+        if first != key:
+            self.add(node.line, key, f"the same rule as {first} (line {line})", "each rule once")
 
     def loss_rule(self, node: Mapping, key: str) -> LossRule:
-        self.keys(node, key, _LOSS_KEYS, ("field", "class", "loses"))
+        before = len(self.problems)
+        self.keys(node, key, _LOSS_KEYS, ("field",), ("class", "loses"))
         loss_class, loses = self.loss(node, key)
         recipients = self.scalar(node, "min_recipients", key)
         if recipients is not None and (
@@ -258,7 +353,7 @@ class _Reader:
             shown = str(node.entries["min_recipients"])
             self.add(node.key_lines["min_recipients"], f"{key}.min_recipients", shown, "a number from 1 on")
             recipients = None
-        return LossRule(
+        rule = LossRule(
             selector=self.selector(node, key, wildcard=True),
             loss_class=loss_class,
             loses=loses,
@@ -268,12 +363,15 @@ class _Reader:
             words=self.lower_words(node, "is", key),
             contains=self.text(node, "contains", key).lower(),
         )
+        if len(self.problems) == before:
+            self.once(rule, node, key)
+        return rule
 
     def loss(self, node: Mapping, key: str) -> tuple[str, str]:
         loss_class = self.word(node, "class", key, tuple(DEFAULT_ACTIONS), "")
-        loses = self.text(node, "loses", key)
+        loses = self.text(node, "loses", key, *_LOSES)
         if not loses and "loses" not in node.entries:
-            self.add(node.line, f"{key}.loses", "nothing", "a few words on what is lost")
+            self.add(node.line, f"{key}.loses", "nothing", *_LOSES)
         if "class" not in node.entries:
             self.add(node.line, f"{key}.class", "nothing", f"one of {', '.join(DEFAULT_ACTIONS)}")
         if not (loses.isascii() and loses.isprintable()):
@@ -288,7 +386,7 @@ class _Reader:
             stem = word.removesuffix("*") if wildcard else word
             if not _FIELD_NAME.fullmatch(stem):
                 expected = "a header field name" + (", one * at its end" if wildcard else " (no pattern here)")
-                self.add(line, f"{key}.field", repr(word), expected)
+                self.add(line, f"{key}.field", repr(word), expected, _no_colon(word))
             elif word.lower().encode() in names:
                 self.add(line, f"{key}.field", f"{word!r} a second time", "each name once")
             else:
@@ -306,98 +404,37 @@ class _Reader:
             names, paths, separator, self.text(node, "skip_prefix", key), self.text(node, "key", key).lower()
         )
 
-    # Kinds of values
-
     def scalar_quiet(self, node: Mapping) -> object:
         value = node.entries["as"]
         return value.value if isinstance(value, Scalar) else None
 
-    def keys(self, node: Mapping, path: str, known: Sequence[str], needed: Sequence[str]) -> None:
-        for name, line in node.key_lines.items():
-            if name not in known:
-                self.add(line, f"{path}.{name}".lstrip("."), f"unknown key {name!r}", f"one of {', '.join(known)}")
-        for name in needed:
-            if name not in node.entries and name not in ("class", "loses"):
-                self.add(node.line, path, f"no key {name!r}", f"{', '.join(needed)}")
-
-    def each(self, root: Mapping, name: str, read: Callable[[Mapping, str], T]) -> list[T]:
-        node = root.entries.get(name)
-        if node is None:
-            return []
-        if not isinstance(node, strictyaml.Sequence):
-            self.add(node.line, name, str(node), "a list of rules")
-            return []
-        found: list[T] = []
-        for index, item in enumerate(node.items):
-            key = f"{name}[{index}]"
-            if isinstance(item, Mapping):
-                found.append(read(item, key))
-            else:
-                self.add(item.line, key, str(item), "a rule: {field: …}")
-        return found
-
-    def mapping(self, root: Mapping, name: str) -> Mapping | None:
-        node = root.entries.get(name)
-        if node is None or isinstance(node, Mapping):
-            return node
-        self.add(node.line, name, str(node), "a mapping")
-        return None
-
-    def scalar(self, node: Mapping, name: str, path: str) -> str | bool | int | None:
-        value = node.entries.get(name)
-        if value is None:
-            return None
-        if isinstance(value, Scalar) and value.value is not None and value.value != "":
-            return value.value
-        self.add(node.key_lines[name], f"{path}.{name}".lstrip("."), str(value), "a single value")
-        return None
-
-    def text(self, node: Mapping, name: str, path: str) -> str:
-        value = self.scalar(node, name, path)
-        return "" if value is None else _written(value)
-
-    def matching(self, node: Mapping, name: str, path: str, pattern: re.Pattern[str], expected: str) -> str:
-        value = self.text(node, name, path)
-        if value and not pattern.fullmatch(value):
-            self.add(node.key_lines[name], f"{path}.{name}", repr(value), expected)
-        return value
-
-    def word(self, node: Mapping, name: str, path: str, known: Sequence[str], default: str) -> str:
-        value = self.text(node, name, path)
-        if not value:
-            return default
-        if value not in known:
-            self.add(node.key_lines[name], f"{path}.{name}", repr(value), f"one of {', '.join(known)}")
-            return default
-        return value
-
-    def choice(self, node: Mapping, name: str, path: str, kind: type[E], default: E) -> E:
-        known = {str(member.value): member for member in kind}
-        word = self.word(node, name, path, tuple(known), "")
-        return known.get(word, default)
-
-    def words(self, node: Mapping, name: str, path: str) -> list[tuple[str, int]]:
-        """One word or a list of words, each with its line."""
-        value: Node | None = node.entries.get(name)
-        key = f"{path}.{name}".lstrip(".")
-        if value is None:
-            return []
-        items = value.items if isinstance(value, strictyaml.Sequence) else (value,)
-        found: list[tuple[str, int]] = []
-        for item in items:
-            if isinstance(item, Scalar) and item.value is not None and item.value != "":
-                found.append((_written(item.value), item.line))
-            else:
-                self.add(item.line, key, str(item), "a word, or a list of words")
-        if not items:
-            self.add(value.line, key, "an empty list", "a word, or a list of words")
-        return found
+    def on_invalid(self, node: Mapping, key: str) -> bool | None:
+        """Whether to refuse what cannot be read; None where the file leaves it to the operator."""
+        return {"pass": False, "refuse": True}.get(self.word(node, "on_invalid", key, ("pass", "refuse"), ""))
 
     def lower_words(self, node: Mapping, name: str, path: str) -> frozenset[str]:
         return frozenset(values.switch_word(word) for word, _ in self.words(node, name, path))
 
 
-def _written(value: str | bool | int) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
+def _taken(lower: str, wildcard: bool) -> str:
+    """Give the field of mail itself that a pattern would remove; empty for none."""
+    for name in _PROTECTED:
+        if name == lower or (wildcard and name.startswith(lower)):
+            return name
+    for prefix in _PROTECTED_PREFIXES:
+        if lower.startswith(prefix):
+            return f"{lower}*" if wildcard else lower
+        if wildcard and prefix.startswith(lower):
+            return f"{prefix}*"
+    return ""
+
+
+def _no_colon(name: str) -> str:
+    return NO_COLON if name.endswith(":") else ""
+
+
+def _as_json(node: strictyaml.Node | None) -> str:
+    """Show how a field is written under ``json:``, with the name that stands there if one does."""
+    first = node.items[0] if isinstance(node, strictyaml.Sequence) and node.items else node
+    name = str(first.value) if isinstance(first, Scalar) and isinstance(first.value, str) else ""
+    return f"write json: {{{name if _FIELD_NAME.fullmatch(name) else 'X-Acme-Data'}: {{}}}}"

@@ -14,9 +14,9 @@ from proxy.translate.model import (
     DELIVER_AT,
     NATIVE,
     TARGETS,
+    JsonField,
     LossRule,
     Policy,
-    Repeat,
     RuleFile,
     Selector,
     Strip,
@@ -52,17 +52,56 @@ class Target:
 @frozen(eq=False)
 class Watch:
     """
-    One rule about a loss, and the fields of one name that it looks at.
+    One rule about a loss, and one place that it looks at.
 
     Args:
-        paths: JSON paths, each with the label of its place; one empty path for the whole value.
+        path: In a JSON document; empty for the whole value.
+        label: Names the place, as the rule file does.
     """
 
     provider: str
     rule: LossRule
+    path: tuple[str, ...]
+    label: str
+
+
+@frozen(eq=False)
+class Watched:
+    """
+    The fields of one name, and all that watches them.
+
+    Args:
+        by_key: The same watches, each with the first key of its path; None for the whole value.
+    """
+
     key: bytes
     indices: tuple[int, ...]
-    paths: tuple[tuple[tuple[str, ...], str], ...]
+    watches: tuple[Watch, ...]
+    by_key: tuple[tuple[str | None, Watch], ...]
+
+
+@frozen(eq=False)
+class Documents:
+    """
+    The fields of one name whose value is a JSON document.
+
+    Args:
+        spelled: The name as a rule file spells it.
+    """
+
+    indices: tuple[int, ...]
+    field: JsonField
+    provider: str
+    spelled: str
+
+
+@frozen(eq=False)
+class Unknown:
+    """A field that leaves only because of a pattern, of which no rule knows anything."""
+
+    index: int
+    provider: str
+    pattern: str
 
 
 @frozen(eq=False)
@@ -75,25 +114,35 @@ class Plan:
         first_control: Index of the first control field, where new fields go; None without one.
         removable: Indices of the fields that leave.
         targets: Those that some field or rule has to do with; the others only a default can set.
-        json: For each name whose value is a JSON document: its indices, what repetition means, provider and spelling.
+        watched: Fields some rule about losses looks at.
+        json: For each name whose value is a JSON document.
         signatures: Indices of DKIM signatures.
+        unknown: Of the fields that leave, those no rule knows.
     """
 
     providers: tuple[str, ...]
     first_control: int | None
     removable: frozenset[int]
     targets: Mapping[str, Target]
-    watches: tuple[Watch, ...]
-    json: Mapping[bytes, tuple[tuple[int, ...], Repeat, str, str]]
+    watched: tuple[Watched, ...]
+    json: Mapping[bytes, Documents]
     signatures: tuple[int, ...]
+    unknown: tuple[Unknown, ...]
 
 
 @frozen(eq=False)
 class _Compiled:
-    """One provider's file with the optional rules settled."""
+    """
+    One provider's file with the optional rules settled.
+
+    Args:
+        read_names: Fields that some rule reads.
+        translated_names: Those of them that this route can express, so that nothing is left to say for the field.
+    """
 
     file: RuleFile
     by_target: dict[str, tuple[TranslateRule, ...]]
+    read_names: frozenset[bytes]
     translated_names: frozenset[bytes]
 
 
@@ -107,12 +156,14 @@ class _Interest:
         translators: Providers with a rule that translates it.
         losses: Rules that watch it, with their provider and the spelling under which they name the field.
         json: Set where the value is a JSON document.
+        pattern: A provider and the pattern of its file, where nothing but that is known of the field.
     """
 
     owners: tuple[str, ...]
     translators: tuple[_Compiled, ...]
     losses: tuple[tuple[str, LossRule, bytes], ...]
-    json: Repeat | None
+    json: JsonField | None
+    pattern: tuple[str, str] | None
 
 
 class Planner:
@@ -121,12 +172,13 @@ class Planner:
 
     Args:
         files: Active rule files; their order decides nothing but the order of reports.
+        deliver_later: As for the engine.
     """
 
-    def __init__(self, files: Sequence[RuleFile], policy: Policy) -> None:
+    def __init__(self, files: Sequence[RuleFile], policy: Policy, *, deliver_later: bool) -> None:
         self._files = tuple(files)
         self._strip = policy.strip
-        self._compiled = {file.provider: _compile(file, policy) for file in files}
+        self._compiled = {file.provider: _compile(file, policy, deliver_later) for file in files}
         self._names_for = {
             target: frozenset(
                 name
@@ -137,6 +189,10 @@ class Planner:
             | {target.lower().encode()}
             for target in TARGETS
         }
+        # With those of rules that are off: a field that some setting would switch on is not unknown.
+        self._translatable = frozenset(
+            name for file in files for rule in file.translate for name in rule.selector.names
+        )
         self._interests: dict[bytes, _Interest | None] = {}
         # Names of which nothing but ``contains`` conditions is asked (Content-Type), with the texts: the values of all
         # other messages need not be decoded.
@@ -172,28 +228,36 @@ class Planner:
             return names
         marked = self._marked
         return tuple(
-            b"" if key in marked and not _may_hold(section.value(index), marked[key]) else key
-            for index, key in enumerate(names)
+            [
+                b"" if key in marked and not _may_hold(section.value(index), marked[key]) else key
+                for index, key in enumerate(names)
+            ]
         )
 
     def _remember(self, key: bytes) -> None:
         """Work out what the rules want of a field name, and whether they care about it at all."""
         owners = tuple(file.provider for file in self._files if file.controls.match(key))
-        translators = tuple(each for each in self._compiled.values() if key in each.translated_names)
+        translators = tuple(each for each in self._compiled.values() if key in each.read_names)
         losses = tuple(
             (file.provider, rule, name)
             for file in self._files
             for rule in file.untranslatable
-            if (name := _named_as(rule.selector, key))
+            if (name := rule.selector.named_as(key))
         )
         texts = [rule.contains for _, rule, _ in losses]
         plain = not owners and not translators and all(text and text.isascii() for text in texts)
         marks = tuple(text.encode("ascii") for text in texts) if plain else ()
         json = next((file.json[key] for file in self._files if key in file.json), None)
         cared_for = owners or translators or losses or key in _NATIVE_KEYS or key == _DKIM
-        self._interests[key] = _Interest(owners, translators, losses, json) if cared_for else None
+        pattern = None if losses or key in self._translatable else self._pattern(key, owners)
+        self._interests[key] = _Interest(owners, translators, losses, json, pattern) if cared_for else None
         if cared_for and marks:
             self._marked[key] = marks
+
+    def _pattern(self, key: bytes, owners: tuple[str, ...]) -> tuple[str, str] | None:
+        """The first owner and its pattern, where no owner lists the name itself."""
+        patterns = [self._compiled[owner].file.pattern_of(key) for owner in owners]
+        return (owners[0], patterns[0]) if patterns and all(patterns) else None
 
     def _made(self, names: tuple[bytes, ...]) -> Plan | None:
         found: dict[bytes, list[int]] = {}
@@ -208,22 +272,26 @@ class Planner:
         indices = {key: tuple(each) for key, each in found.items()}
         controls = sorted((index, interests[key].owners) for key, each in indices.items() for index in each)
         controls = [(index, owners) for index, owners in controls if owners]
+        removable = self._removable(names, controls)
         return Plan(
             providers=tuple(dict.fromkeys(owner for _, owners in controls for owner in owners)),
             first_control=controls[0][0] if controls else None,
-            removable=self._removable(names, controls),
+            removable=removable,
             targets={target: self._target(target, indices, interests) for target in self._concerned(indices)},
-            watches=tuple(
-                Watch(provider, rule, key, indices[key], _labels(rule, name))
-                for key, interest in interests.items()
-                for provider, rule, name in interest.losses
+            watched=tuple(
+                _watched(key, indices[key], interest) for key, interest in interests.items() if interest.losses
             ),
             json={
-                key: (indices[key], interest.json, next(iter(interest.owners), ""), self._spelled(key))
+                key: Documents(indices[key], interest.json, next(iter(interest.owners), ""), self._spelled(key))
                 for key, interest in interests.items()
                 if interest.json is not None
             },
             signatures=indices.get(_DKIM, ()),
+            unknown=tuple(
+                Unknown(index, *pattern)
+                for index in sorted(removable)
+                if (pattern := interests[names[index]].pattern) is not None
+            ),
         )
 
     def _concerned(self, indices: Mapping[bytes, tuple[int, ...]]) -> list[str]:
@@ -256,9 +324,8 @@ class Planner:
     def _spelled(self, key: bytes) -> str:
         """The name of a JSON field as a rule file spells it: remarks end up in metric labels."""
         for file in self._files:
-            rules: tuple[TranslateRule | LossRule, ...] = (*file.translate, *file.untranslatable)
-            for rule in rules:
-                if name := _named_as(rule.selector, key):
+            for rule in file.rules:
+                if name := rule.selector.named_as(key):
                     return rule.selector.names[name]
         return ""
 
@@ -267,12 +334,14 @@ def _places(selector: Selector, indices: Mapping[bytes, tuple[int, ...]]) -> Pla
     return tuple((name, indices[name]) for name in selector.names if name in indices)
 
 
-def _labels(rule: LossRule, name: bytes) -> tuple[tuple[tuple[str, ...], str], ...]:
-    selector = rule.selector
-    return tuple(
-        (path, " ".join(part for part in (selector.label(name, path), rule.contains) if part))
-        for path in selector.paths or ((),)
-    )
+def _watched(key: bytes, indices: tuple[int, ...], interest: _Interest) -> Watched:
+    watches: list[Watch] = []
+    for provider, rule, name in interest.losses:
+        for path in rule.selector.paths or ((),):
+            label = " ".join(part for part in (rule.selector.label(name, path), rule.contains) if part)
+            watches.append(Watch(provider, rule, path, label))
+    by_key = tuple((watch.path[0] if watch.path else None, watch) for watch in watches)
+    return Watched(key, indices, tuple(watches), by_key)
 
 
 def _may_hold(value: bytes, marks: tuple[bytes, ...]) -> bool:
@@ -280,17 +349,11 @@ def _may_hold(value: bytes, marks: tuple[bytes, ...]) -> bool:
     return b"=?" in text or any(mark in text for mark in marks)
 
 
-def _named_as(selector: Selector, key: bytes) -> bytes:
-    """The name in the selector that stands for *key*, with its ``*``; empty where none does."""
-    if key in selector.names:
-        return key
-    return next((name for name in selector.names if name.endswith(b"*") and key.startswith(name[:-1])), b"")
-
-
-def _compile(file: RuleFile, policy: Policy) -> _Compiled:
+def _compile(file: RuleFile, policy: Policy, deliver_later: bool) -> _Compiled:
     rules = [rule for rule in file.translate if not rule.optional or rule.optional in policy.optional]
     return _Compiled(
         file,
         {target: tuple(rule for rule in rules if rule.target == target) for target in TARGETS},
         frozenset(name for rule in rules for name in rule.selector.names),
+        frozenset(name for rule in rules if deliver_later or rule.target != DELIVER_AT for name in rule.selector.names),
     )

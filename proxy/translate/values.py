@@ -19,10 +19,13 @@ JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, J
 
 TRUE_WORDS = frozenset({"true", "yes", "y", "on", "1", "enabled"})
 FALSE_WORDS = frozenset({"false", "no", "n", "off", "0", "disabled", "none"})
+SWITCH_WORDS = TRUE_WORDS | FALSE_WORDS
+UNKNOWN_WORD = "an unknown word"
 
 MAX_JSON_NODES = 20_000
-MAX_BLANK_FREE_OCTETS = 900
-_LINE_OCTETS = 900
+MAX_NAME_CHARACTERS = 900
+_CUT_CHARACTERS = 100
+_MAX_WHOLE = 2**53  # beyond it a float is no exact number
 _QUOTES = " \t\"'"
 _ANGLE_ADDRESS = re.compile(r"<([^<>]*)>")
 _BLANKS = re.compile(r"[ \t\r\n\u00a0]+")
@@ -30,6 +33,18 @@ _BLANKS = re.compile(r"[ \t\r\n\u00a0]+")
 
 class Invalid(ValueError):
     """A value that does not parse. The text says why in a few words, without quoting the value (it may be private)."""
+
+
+class NoDocument(Invalid):
+    """Not a value, but the JSON document around it does not parse."""
+
+
+class TooMany(Invalid):
+    """A value with more in it than is looked at: that the app wants something with it is plain all the same."""
+
+
+class _RepeatedKeyError(Exception):
+    """Reading ends here, to begin anew."""
 
 
 def parse_json(text: str) -> tuple[dict[str, JsonValue], bool]:
@@ -40,29 +55,37 @@ def parse_json(text: str) -> tuple[dict[str, JsonValue], bool]:
         The object, and whether a key occurred twice in one object (the last one counts).
 
     Raises:
-        Invalid: It is no JSON object, is nested too deep, or holds a number no provider sends.
+        NoDocument: It is no JSON object, is nested too deep, or holds a number no provider sends.
     """
     repeated = False
-
-    def pairs(items: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
-        nonlocal repeated
-        found = dict(items)
-        repeated = repeated or len(found) < len(items)
-        return found
-
     try:
-        value = json.JSONDecoder(strict=False, object_pairs_hook=pairs, parse_constant=_no_constant).decode(text)
+        try:
+            value = _STRICT.decode(text)
+        except _RepeatedKeyError:
+            repeated = True
+            value = _LENIENT.decode(text)
     except RecursionError:
-        raise Invalid("JSON nested too deep") from None
+        raise NoDocument("JSON nested too deep") from None
     except ValueError:  # JSONDecodeError, and integers of more digits than Python converts
-        raise Invalid("not JSON") from None
+        raise NoDocument("not JSON") from None
     if not isinstance(value, dict):
-        raise Invalid("JSON, but not an object")
+        raise NoDocument("JSON, but not an object")
     return value, repeated
 
 
 def _no_constant(name: str) -> JsonValue:
     raise ValueError(name)  # NaN and Infinity are Python's, not JSON's
+
+
+def _each_once(items: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    found = dict(items)
+    if len(found) < len(items):
+        raise _RepeatedKeyError
+    return found
+
+
+_STRICT = json.JSONDecoder(strict=False, object_pairs_hook=_each_once, parse_constant=_no_constant)
+_LENIENT = json.JSONDecoder(strict=False, parse_constant=_no_constant)
 
 
 def at_path(document: JsonValue, path: tuple[str, ...]) -> list[JsonValue]:
@@ -81,10 +104,17 @@ def at_path(document: JsonValue, path: tuple[str, ...]) -> list[JsonValue]:
 
 
 def leaves(nodes: list[JsonValue]) -> Iterator[JsonValue]:
-    """Give every value below *nodes* that is no container, in document order; bounded by ``MAX_JSON_NODES``."""
+    """
+    Give every value below *nodes* that is no container, in document order.
+
+    Raises:
+        TooMany: There are more than ``MAX_JSON_NODES``.
+    """
     stack = nodes[::-1]
     budget = MAX_JSON_NODES
-    while stack and budget:
+    while stack:
+        if not budget:
+            raise TooMany(f"more than {MAX_JSON_NODES} values")
         budget -= 1
         node = stack.pop()
         if isinstance(node, list):
@@ -112,10 +142,17 @@ def texts(nodes: list[JsonValue], reading: Reading) -> list[str]:
                     raise Invalid("a truth value where a name is expected")
                 found.append("true" if item else "false")
             elif isinstance(item, int | float):
-                found.append(str(item))
+                found.append(_number(item))
             elif item is not None:
                 raise Invalid("a list or an object where a single value is expected")
     return found
+
+
+def _number(value: int | float) -> str:
+    """Write a number; 1.0 is what some encoders make of 1."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_WHOLE:
+        return str(int(value))
+    return str(value)
 
 
 def switch_word(text: str) -> str:
@@ -141,7 +178,9 @@ def read_switch(text: str, rule: TranslateRule) -> bool | None:
         return True
     if word in FALSE_WORDS:
         return False
-    raise Invalid("an unknown word")
+    if not word:  # nothing but quotes
+        return None
+    raise Invalid(UNKNOWN_WORD)
 
 
 def read_allow_list(words: list[str], rule: TranslateRule) -> bool:
@@ -153,7 +192,7 @@ def read_allow_list(words: list[str], rule: TranslateRule) -> bool:
     """
     found = {switch_word(word) for word in words} - {""}
     if not found <= rule.true_words | rule.false_words | rule.known | FALSE_WORDS:  # "none", "False": nothing is on
-        raise Invalid("an unknown word")
+        raise Invalid(UNKNOWN_WORD)
     return not found.isdisjoint(rule.true_words)
 
 
@@ -194,39 +233,29 @@ def clean_name(text: str) -> str:
 
 
 def fit_name(name: str) -> str:
-    if not name.isascii() or "=?" in name:
+    """Cut a name that is too long for one line, or for any report: at a blank, if there is one near the end."""
+    if len(name) <= MAX_NAME_CHARACTERS:
         return name
-    return " ".join(word[:MAX_BLANK_FREE_OCTETS] for word in name.split(" "))
+    blank = name.rfind(" ", MAX_NAME_CHARACTERS - _CUT_CHARACTERS, MAX_NAME_CHARACTERS + 1)
+    return name[: blank if blank > 0 else MAX_NAME_CHARACTERS]
 
 
-def write_name(field_name: str, name: str) -> tuple[bytes, bool]:
+def write_name(field_name: str, name: str) -> bytes:
     """
     Write a field with a group name, for any next hop.
 
-    ASCII stays as it is, folded at blanks when long; anything else, and text that a reader would take for an encoded
-    word, leaves as RFC 2047 words, since the next hop need not know UTF-8 header fields.
+    ASCII stays as it is, on one line; anything else, and text that a reader would take for an encoded word, leaves as
+    RFC 2047 words, since the next hop need not know UTF-8 header fields.
 
     Args:
-        name: What :func:`clean_name` gave, not empty.
+        name: What :func:`fit_name` gave, not empty: its line stays below 998 octets (RFC 5322, 2.1.1).
 
     Returns:
-        The whole field with its CRLF, and whether a word over ``MAX_BLANK_FREE_OCTETS`` had to be cut: it can be
-        neither folded nor passed on whole (RFC 5322, 2.1.1: 998 octets a line).
+        The whole field with its CRLF.
     """
     head = f"{field_name}: ".encode("ascii")
-    if not name.isascii() or "=?" in name:
-        return head + encoded_words.encode(name, len(head)) + b"\r\n", False
-    if len(name) <= MAX_BLANK_FREE_OCTETS:
-        return head + name.encode("ascii") + b"\r\n", False
-    words = name.split(" ")
-    lines: list[str] = []
-    for word in (word[:MAX_BLANK_FREE_OCTETS] for word in words):
-        if lines and len(lines[-1]) + 1 + len(word) <= _LINE_OCTETS:
-            lines[-1] += " " + word
-        else:
-            lines.append(word)
-    cut = any(len(word) > MAX_BLANK_FREE_OCTETS for word in words)
-    return head + "\r\n ".join(lines).encode("ascii") + b"\r\n", cut
+    encoded = not name.isascii() or "=?" in name
+    return head + (encoded_words.encode(name, len(head)) if encoded else name.encode("ascii")) + b"\r\n"
 
 
 def items(selector: Selector, texts: list[str]) -> list[str]:
@@ -234,13 +263,15 @@ def items(selector: Selector, texts: list[str]) -> list[str]:
     Apply ``list``, ``key`` and ``skip_prefix``; blanks around items go, empty items too.
 
     Raises:
-        Invalid: The key stands there without ``=``.
+        Invalid: The key stands there without ``=``, or nothing there has one.
     """
     if selector.separator:
         texts = [part for text in texts for part in text.split(selector.separator)]
     found = [item for text in texts if (item := text.strip(" \t\r\n"))]
     if selector.key:
         pairs = [item.partition("=") for item in found]
+        if pairs and not any(equals for _, equals, _ in pairs):
+            raise Invalid("no item of the form name=value")
         named = [(equals, value.strip()) for key, equals, value in pairs if key.strip().lower() == selector.key]
         if not all(equals for equals, _ in named):
             raise Invalid("a key without a value")
@@ -275,7 +306,11 @@ def flag(value: bool) -> str:
 
 def word(leaf: JsonValue) -> str:
     """Write a leaf as a header field would have it."""
-    return flag(leaf) if isinstance(leaf, bool) else str(leaf)
+    if isinstance(leaf, str):
+        return leaf
+    if isinstance(leaf, bool):
+        return flag(leaf)
+    return _number(leaf) if isinstance(leaf, int | float) else str(leaf)
 
 
 def is_set(leaf: JsonValue) -> bool:
@@ -287,3 +322,18 @@ def bare_address(text: str) -> str:
     """The bare address of a mailbox, for comparison."""
     found = _ANGLE_ADDRESS.search(text)
     return (found[1] if found else text).strip().lower()
+
+
+def bare_addresses(text: str) -> set[str]:
+    """
+    The bare addresses of all mailboxes in a text, for comparison.
+
+    A comma may stand inside a quoted display name, so a piece without ``@`` is taken for a part of one, unless no piece
+    has an ``@``. Whoever gets past this with a stranger address is told of, which is the safe way to be wrong.
+    """
+    found: set[str] = set()
+    for piece in text.split(","):
+        angles = _ANGLE_ADDRESS.findall(piece)
+        found.update(address.strip().lower() for address in angles or (piece,))
+    found.discard("")
+    return {address for address in found if "@" in address} or found

@@ -13,8 +13,8 @@ RELAY = {"host": "smtp.example.com"}
 PROVIDERS = ["mailgun", "mailjet", "mandrill", "postmark", "sendgrid"]
 KEEPS = "rules.when_absent: provider keeps what {0} did"
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - only checked, never bound
-LEFT_OFF = "left {1} off where an app said nothing, and the platform does not"
-WHEN_ABSENT = f"warning: rules.when_absent: platform: {{0}} {LEFT_OFF}; {KEEPS}"
+LEFT_OFF = "{0} left {1} off where an app said nothing, and the platform does not"
+WHEN_ABSENT = f"warning: rules.when_absent: platform: {LEFT_OFF}; {KEEPS}"
 ALL_OFF = "X-Cmail-TrackOpens, X-Cmail-TrackClicks, X-Cmail-InlineCSS"
 INLINING_OFF = "X-Cmail-InlineCSS"
 
@@ -86,10 +86,53 @@ def test_platform_defaults_that_change_a_provider_are_warned_of(tmp_path: Path) 
     ]
 
 
-@pytest.mark.parametrize("when_absent", ["provider", {"mailgun": {"X-Cmail-TrackOpens": False}}], ids=json.dumps)
+ALL_SAID = {"X-Cmail-TrackOpens": True, "X-Cmail-TrackClicks": False, "X-Cmail-InlineCSS": False}
+
+
+@pytest.mark.parametrize("when_absent", ["provider", {"mailgun": ALL_SAID}], ids=json.dumps)
 def test_decision_on_absent_fields_silences_the_warning(tmp_path: Path, when_absent: object) -> None:
     """Who has decided what to write for silent apps is not asked again."""
-    assert check(tmp_path, rules={"when_absent": when_absent})[::2] == (0, [])
+    assert check(tmp_path, rules={"providers": ["mailgun"], "when_absent": when_absent})[::2] == (0, [])
+
+
+def test_platform_defaults_that_a_list_of_the_operator_leaves_are_warned_of(tmp_path: Path) -> None:
+    """Such a list counts alone, so what it does not name is told: one line for each provider."""
+    table = {"mailgun": {"X-Cmail-TrackOpens": True}, "sendgrid": {"X-Cmail-InlineCSS": False}}
+    providers = ["mailgun", "mandrill", "sendgrid", "symfony"]
+    code, _, errors = check(tmp_path, rules={"providers": providers, "when_absent": table})
+    assert code == 0
+    left = [
+        ("mailgun", "Mailgun", ["X-Cmail-TrackClicks", "X-Cmail-InlineCSS"]),
+        ("mandrill", "Mandrill (Mailchimp Transactional)", ["X-Cmail-InlineCSS"]),
+    ]
+    assert errors == [
+        f"warning: rules.when_absent.{provider}: {LEFT_OFF.format(title, ', '.join(off))}; "
+        f"{{{', '.join(f'{name}: false' for name in off)}}} keeps what {title} did"
+        for provider, title, off in left
+    ]
+
+
+def test_provider_named_twice_is_a_problem(tmp_path: Path) -> None:
+    """The second time was meant to be another one."""
+    code, _, errors = check(
+        tmp_path, rules={"providers": ["mailgun", "postmark", "mailgun"], "when_absent": "provider"}
+    )
+    assert code == 1
+    assert errors == [
+        "error: settings.yaml:3: rules.providers[2]: found 'mailgun' a second time; expected each provider once",
+        "cmail-proxy: 1 problem",
+    ]
+
+
+def test_folder_of_rules_that_does_not_exist_is_a_problem(tmp_path: Path) -> None:
+    """Rules of one's own that are not found must not be missed in silence."""
+    code, _, errors = check(tmp_path, rules={"directories": ["my-rules"], "when_absent": "provider"})
+    assert code == 1
+    assert errors == [
+        f"error: settings.yaml:3: rules.directories[0]: found '{tmp_path}/my-rules', which does not exist; expected a "
+        "folder with rule files (make it, or take it out of the list)",
+        "cmail-proxy: 1 problem",
+    ]
 
 
 def test_problems_of_settings_and_rules_come_all_at_once(tmp_path: Path) -> None:
@@ -124,11 +167,14 @@ def test_problems_of_settings_and_rules_come_all_at_once(tmp_path: Path) -> None
         f"error: {rules}/acme.yaml:2: fields[1]: found 'Subject'; expected fields of this provider (it would remove "
         "subject)",
         f"error: {rules}/acme.yaml:4: translate[0].to: found 'X-Cmail-Group'; expected one of X-Cmail-GroupName, "
-        "X-Cmail-TrackOpens, X-Cmail-TrackClicks, X-Cmail-InlineCSS, deliver_at",
-        f"error: {rules}/acme.yaml:5: translate[1].true_iff: found unknown key 'true_iff'; expected one of {keys}",
-        f"error: {rules}/other.yaml:1: found no key 'title'; expected title, fields",
+        "X-Cmail-TrackOpens, X-Cmail-TrackClicks, X-Cmail-InlineCSS, deliver_at (did you mean 'X-Cmail-GroupName'?)",
+        f"error: {rules}/acme.yaml:5: translate[1].true_iff: found unknown key 'true_iff'; expected one of {keys} "
+        "(did you mean 'true_if'?)",
+        f"error: {rules}/other.yaml:1: title: found nothing; expected the provider's name as people know it (add a "
+        "line such as title: Acme Mail)",
         f"error: {rules}/other.yaml:2: untranslatable[0].class: found 'late'; expected one of {classes}",
-        f"error: {rules}/other.yaml:2: untranslatable[0].loses: found nothing; expected a few words on what is lost",
+        f"error: {rules}/other.yaml:2: untranslatable[0].loses: found nothing; expected a few words on what is lost "
+        "(such as: loses: webhook data)",
         "cmail-proxy: 8 problems",
     ]
 
@@ -157,7 +203,7 @@ def test_provider_without_a_rule_file_is_named_with_its_place(tmp_path: Path) ->
     assert code == 1
     assert errors == [
         "error: settings.yaml:3: rules.providers[1]: found 'sendgird'; expected one of mailgun, mailjet, mandrill, "
-        "postmark, sendgrid, symfony",
+        "postmark, sendgrid, symfony (did you mean 'sendgrid'?)",
         "cmail-proxy: 1 problem",
     ]
 

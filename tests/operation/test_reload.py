@@ -104,7 +104,7 @@ def test_broken_rule_file_leaves_the_old_rules_in_force(here: Site, folder: Path
         told = here.proxy.events("rules_reload_failed")
         assert sorted(each["problem"] for each in told) == [
             f"{file}:5: translate[1].to: found 'X-Cmail-Group'; expected one of X-Cmail-GroupName, X-Cmail-TrackOpens, "
-            "X-Cmail-TrackClicks, X-Cmail-InlineCSS, deliver_at",
+            "X-Cmail-TrackClicks, X-Cmail-InlineCSS, deliver_at (did you mean 'X-Cmail-GroupName'?)",
             f"{file}:6: when_absent: found 'nothing'; expected a mapping",
         ]
         assert {each["level"] for each in told} == {"error"}
@@ -126,6 +126,21 @@ def test_rule_file_that_goes_leaves_the_old_rules_in_force(here: Site, folder: P
     with here.client() as client:
         assert group(here, client) == "one"
         file.write_text(rules("One"))
+        here.proxy.wait_for_metric(SUCCESS, 1)
+        assert group(here, client) == "one"
+
+
+def test_folder_of_rules_that_goes_leaves_the_old_rules_in_force(here: Site, folder: Path) -> None:
+    """A volume that vanishes for a moment is told of, and changes nothing."""
+    folder.rename(folder.with_name("away"))
+    here.proxy.wait_for_metric(SUCCESS, 0)
+    assert here.proxy.event("rules_reload_failed")["problem"].endswith(
+        f"rules.directories[0]: found '{folder}', which does not exist; expected a folder with rule files (make it, or "
+        "take it out of the list)"
+    )
+    with here.client() as client:
+        assert group(here, client) == "one"
+        folder.with_name("away").rename(folder)
         here.proxy.wait_for_metric(SUCCESS, 1)
         assert group(here, client) == "one"
 

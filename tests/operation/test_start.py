@@ -124,7 +124,8 @@ def test_problems_of_rules_end_the_start(tmp_path: Path) -> None:
         "infrastructure"
     )
     assert refusal(config) == [
-        f"error: {tmp_path}/acme.yaml:4: untranslatable[0].loses: found nothing; expected a few words on what is lost",
+        f"error: {tmp_path}/acme.yaml:4: untranslatable[0].loses: found nothing; expected a few words on what is lost "
+        "(such as: loses: webhook data)",
         f"error: {tmp_path}/acme.yaml:4: untranslatable[0].class: found nothing; expected one of {classes}",
         "cmail-proxy: 2 problems",
     ]

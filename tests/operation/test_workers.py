@@ -181,6 +181,7 @@ def test_broken_rules_are_told_before_any_worker_starts(tmp_path: Path) -> None:
     done = run("serve", "--config", config)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode().splitlines() == [
-        f"error: {tmp_path}/acme.yaml:1: found no key 'fields'; expected title, fields",
+        f"error: {tmp_path}/acme.yaml:1: fields: found nothing; expected the names of the provider's control fields "
+        "(add a line such as fields: [X-Acme-*])",
         "cmail-proxy: 1 problem",
     ]

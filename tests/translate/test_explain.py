@@ -18,6 +18,7 @@ untranslatable:
   - {field: X-A-At, class: time, loses: sent at once}
   - {field: X-A-Text, class: text, loses: the text}
   - {field: X-A-Test, class: test_mode, loses: test mode}
+  - {field: X-A-Json, at: a, class: text, loses: the text}
 """
 
 
@@ -37,7 +38,9 @@ def test_explanation_of_a_message_without_controls_says_that_it_passes() -> None
 
 def test_explanation_names_the_rule_of_each_field_set_removed_and_lost() -> None:
     """File and line for every fact, in the order of their weight for the reader."""
-    assert lines("x-a-tag: caf\u00e9", "X-A-Opens: perhaps", "X-A-Meta: m", "X-A-At: t", "X-A-Json: 1") == [
+    assert lines(
+        "x-a-tag: caf\u00e9", "X-A-Opens: perhaps", "X-A-Meta: m", "X-A-At: t", "X-A-Json: 1", "X-A-New: n"
+    ) == [
         "providers  acme",
         "set        X-Cmail-GroupName: caf\u00e9",
         "           from X-A-Tag, acme.yaml:5",
@@ -48,12 +51,15 @@ def test_explanation_names_the_rule_of_each_field_set_removed_and_lost() -> None
         "removed    X-A-Meta",
         "removed    X-A-At",
         "removed    X-A-Json",
+        "removed    X-A-New",
         "lost       X-A-Meta: webhook data (class metadata: counted)",
         "           acme.yaml:9",
         "lost       X-A-At: sent at once (class time: warned of)",
         "           acme.yaml:10",
         "remark     invalid_value: X-A-Opens: X-Cmail-TrackOpens not set: an unknown word",
         "           acme.yaml:6",
+        "remark     invalid_value: X-A-Json: JSON, but not an object; nothing in it is used",
+        "remark     unknown_field: X-A-*: no rule knows X-A-New; it was removed",
         "group      caf\u00e9",
         "decision   passed on",
         "",

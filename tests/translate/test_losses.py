@@ -3,8 +3,8 @@
 import pytest
 
 from proxy.translate.model import DEFAULT_ACTIONS, Action, Strip
-from proxy.translate.outcome import Loss
-from tests.translate.drive import CLICKS, GROUP, engine, kinds, octets, own, run, values
+from proxy.translate.outcome import Loss, Remark
+from tests.translate.drive import CLICKS, FIVE, GROUP, engine, kinds, octets, own, run, shipped, values
 
 PLAIN = "title: x\nfields: [X-A]\nuntranslatable: [{{field: X-A, class: text, loses: it, {}}}]\n"
 JSON = (
@@ -33,6 +33,9 @@ def in_use(text: str, *fields: str | bytes, to: int | tuple[str, ...] = 1) -> bo
         ("when: enabled", "no", False),
         ("when: enabled", "perhaps", False),
         ("when: enabled", "", False),
+        ("when: enabled", '""', False),
+        ("when: filled", "0", True),
+        ("when: filled", "", False),
         ("when: disabled", "Off", True),
         ("when: disabled", "none", True),
         ("when: disabled", "on", False),
@@ -41,6 +44,7 @@ def in_use(text: str, *fields: str | bytes, to: int | tuple[str, ...] = 1) -> bo
         ("is: [Two, '2']", ' "TWO" ', True),
         ("is: [Two, '2']", "22", False),
         ("is: [Two, '2']", "", False),
+        ("is: [0]", "0", True),
         ("contains: Broad", "my-BROADcast", True),
         ("contains: Broad", "narrow", False),
         ("contains: a b", b"a\r\n b", True),
@@ -90,6 +94,8 @@ def test_condition_on_a_plain_field_holds_when_it_is_in_use(condition: str, valu
         ("when: present", "{}", True),
         ("when: enabled", "true", True),
         ("when: enabled", "1", True),
+        ("when: enabled", "1.0", True),
+        ("when: enabled", "0.0", False),
         ("when: enabled", '"1"', True),
         ("when: enabled", "[0, true]", True),
         ("when: enabled", "0", False),
@@ -98,6 +104,8 @@ def test_condition_on_a_plain_field_holds_when_it_is_in_use(condition: str, valu
         ("when: disabled", '"No"', True),
         ("when: disabled", "null", False),
         ("is: ['7']", "7", True),
+        ("is: [false]", "false", True),
+        ("is: [false]", "0", False),
         ("contains: 'ru'", "true", True),
         ("contains: x", '{"c": ["ax"]}', True),
     ],
@@ -139,6 +147,47 @@ def test_condition_on_other_recipients_compares_bare_addresses(
     assert in_use(PLAIN.format('when: other_recipients, list: ","'), f"X-A: {named}", to=accepted) is lost
 
 
+@pytest.mark.parametrize(
+    ("named", "lost"),
+    [("V <r0@example.com>, X <r1@example.com>", False), ("V <r0@example.com>, X <x@example.com>", True)],
+)
+def test_condition_on_other_recipients_takes_all_addresses_of_one_text(named: str, lost: bool) -> None:
+    """A client that writes all addresses into one string names as many people as one that writes a list."""
+    found = run(engine(), f'X-SMTPAPI: {{"to": "{named}"}}', to=2)
+    assert ("recipients" in [loss.loss_class for loss in found.losses]) is lost
+
+
+@pytest.mark.parametrize("when", ["enabled", "disabled"])
+@pytest.mark.parametrize(
+    ("field", "source", "text"),
+    [
+        ("X-A: perhaps", "X-A", "title: x\nfields: [X-A]\nuntranslatable: [{field: X-A, "),
+        (
+            'X-A: {"a": ["perhaps", null]}',
+            "X-A a",
+            "title: x\nfields: [X-A]\njson: {X-A: {}}\nuntranslatable: [{field: X-A, at: a, ",
+        ),
+    ],
+)
+def test_condition_on_a_switch_with_an_unknown_word_is_told_and_refused_if_so_set(
+    when: str, field: str, source: str, text: str
+) -> None:
+    """Whether it is on cannot be known: no loss is made up, and the operator decides as for every value."""
+    rule = f"{text}when: {when}, class: text, loses: it}}]\n"
+    found = run(own(rule), field)
+    where = f"acme.yaml:{rule.count(chr(10))}"
+    remark = Remark("invalid_value", "acme", source, "an unknown word; taken as not in use", where)
+    assert (found.losses, found.remarks, found.action) == ((), (remark,), Action.IGNORE)
+    refused = run(own(rule, refuse_invalid=True), field)
+    assert (refused.action, refused.reason) == (Action.REFUSE, f"{source} cannot be read: an unknown word")
+
+
+def test_condition_on_a_switch_that_holds_for_one_of_several_words_is_no_riddle() -> None:
+    """A known word that switches on is enough."""
+    found = run(own(PLAIN.format('list: ",", when: enabled')), "X-A: perhaps, on")
+    assert (len(found.losses), found.remarks) == (1, ())
+
+
 # Actions
 
 
@@ -177,6 +226,26 @@ def test_softened_rules_refuse_nothing_and_still_discard_test_mode(strip: Strip)
         assert run(rules, field).action is Action.WARN
     drop = run(rules, "X-Mailgun-Drop-Message: yes").action
     assert drop is (Action.WARN if strip is Strip.NONE else Action.DISCARD)
+
+
+@pytest.mark.parametrize("action", [Action.REFUSE, Action.DISCARD])
+@pytest.mark.parametrize("strip", Strip)
+def test_softened_rules_keep_what_the_operator_decided_on_test_mode(action: Action, strip: Strip) -> None:
+    """A message in test mode reaches nobody, whether the operator has it refused or discarded."""
+    for decided in (
+        {"actions_by_class": {"test_mode": action}},
+        {"actions_by_provider": {"mailgun": {"test_mode": action}}},
+    ):
+        found = run(engine(soften=True, strip=strip, **decided), "X-Mailgun-Drop-Message: yes")
+        assert found.action is (Action.WARN if strip is Strip.NONE else action)
+    for weak in (Action.IGNORE, Action.WARN):
+        rules = engine(soften=True, strip=strip, actions_by_class={"test_mode": weak})
+        assert run(rules, "X-Mailgun-Drop-Message: yes").action is weak
+
+
+def test_softened_rules_refuse_the_test_mode_of_another_provider() -> None:
+    """Its own provider would deliver the message, so it is not lost in silence; and it must not reach people either."""
+    assert run(engine(soften=True), "X-Mailgun-Drop-Message: yes", provider="postmark").action is Action.REFUSE
 
 
 def test_softened_rules_do_not_let_invalid_values_through() -> None:
@@ -274,6 +343,43 @@ def test_loss_in_a_broken_document_counts_only_where_the_rule_wants_the_whole_of
     assert (found.losses, found.action) == ((), Action.IGNORE)
 
 
+JSON_WATCHED = (
+    "title: x\nfields: [X-J]\njson: {{X-J: {}}}\n"
+    "untranslatable: [{{field: X-J, at: a, min_recipients: 2, class: text, loses: it}}]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "setting", "refused"),
+    [
+        ("{}", False, False),
+        ("{}", True, True),
+        ("{on_invalid: refuse}", False, True),
+        ("{on_invalid: pass}", True, False),
+        ("{repeat: first, on_invalid: refuse}", False, True),
+    ],
+)
+def test_broken_document_is_treated_as_its_field_says_rather_than_the_setting(
+    options: str, setting: bool, refused: bool
+) -> None:
+    """Also where only rules about losses look at it, and none of their conditions holds."""
+    found = run(own(JSON_WATCHED.format(options), refuse_invalid=setting), "X-J: {bad")
+    assert kinds(found) == ["invalid_value"]
+    assert found.action is (Action.REFUSE if refused else Action.IGNORE)
+    assert found.reason == ("X-J cannot be read: not JSON" if refused else "")
+
+
+@pytest.mark.parametrize(("word", "refused"), [("refuse", True), ("pass", False)])
+def test_broken_document_is_refused_for_a_rule_that_wants_it_so(word: str, refused: bool) -> None:
+    """A rule cannot let a document pass that is to be refused, but it can refuse one."""
+    text = (
+        "title: x\nfields: [X-J]\njson: {X-J: {}}\n"
+        f"translate: [{{field: X-J, at: a, to: {GROUP}, on_invalid: {word}}}]\n"
+    )
+    assert (run(own(text), "X-J: {bad").action is Action.REFUSE) is refused
+    assert run(own(text, refuse_invalid=True), "X-J: {bad").action is Action.REFUSE
+
+
 def test_loss_and_setting_may_come_from_one_field() -> None:
     """A value that is translated may still lose something."""
     found = run(engine(), "X-MC-Track: opens, clicks_textonly")
@@ -295,7 +401,7 @@ def test_losses_beyond_what_is_noted_still_decide() -> None:
 
 def test_remarks_are_bounded_and_not_repeated() -> None:
     """A message made to fill the log fills a bounded part of it."""
-    rules = "".join(f"  - {{field: X-A{number}, to: {CLICKS}, as: switch}}\n" for number in range(60))
+    rules = "".join(f"  - {{field: X-A{number}, at: a, to: {CLICKS}, as: switch}}\n" for number in range(60))
     json = ", ".join(f"X-A{number}: {{}}" for number in range(60))
     found = run(
         own(f"title: x\nfields: [X-A*]\njson: {{{json}}}\ntranslate:\n{rules}"),
@@ -322,3 +428,91 @@ def test_names_without_end_do_not_wear_the_engine_out() -> None:
     run(rules, *(f"X-Junk-{number}: v" for number in range(4000)))
     found = run(rules, "X-PM-Tag: a", *(f"X-Other-{number}: v" for number in range(500)), "X-PM-KeepID: true")
     assert (values(found), found.removed) == ({GROUP: "a"}, ("X-PM-Tag", "X-PM-KeepID"))
+
+
+# What the provider's rules know of these fields
+
+
+@pytest.mark.parametrize(
+    ("field", "classes"),
+    [
+        ("X-Mailjet-Prio: 2", []),
+        ("X-Mailjet-Prio: 0", ["infrastructure"]),
+        ("X-Mailjet-Prio: 3", ["infrastructure"]),
+        ('X-MJ-Vars: {"a": ""}', ["content"]),
+        ("X-Mailgun-Template-Version: v2", ["content"]),
+        ('X-Mailgun-Template-Variables: {"a": 1}', ["content"]),
+        ("X-MJ-CustomID: 0", ["metadata"]),
+        ("X-MJ-EventPayload: 0", ["metadata"]),
+        ("X-PM-Metadata-customer: 0", ["metadata"]),
+        ('X-SMTPAPI: {"unique_args": {"customer": 0}}', ["metadata"]),
+        ('X-SMTPAPI: {"unique_args": {}}', []),
+        ("X-MJ-CustomID:", []),
+    ],
+)
+def test_field_that_asks_for_nothing_alone_or_for_zero_has_the_class_of_what_it_does(
+    field: str, classes: list[str]
+) -> None:
+    """A default loses nothing, 0 is data, and what only serves another field refuses no message."""
+    assert [loss.loss_class for loss in run(engine(), field).losses] == classes
+
+
+# Fields that nothing is known of
+
+
+def test_field_that_only_a_pattern_knows_is_told_by_the_pattern() -> None:
+    """The label is the file's own word; the text has the name as it was sent, cut."""
+    long = "X-Mailgun-" + "n" * 200
+    found = run(engine(), "x-mailgun-NEW: secret", "X-Mailgun-New: again", f"{long}: v", "X-MJ-Future: 1")
+    text = "no rule knows {}; it was removed"
+    assert [each for each in found.remarks if each.kind == "unknown_field"] == [
+        Remark("unknown_field", "mailgun", "X-Mailgun-*", text.format("x-mailgun-NEW")),
+        Remark("unknown_field", "mailgun", "X-Mailgun-*", text.format(long[:100])),
+        Remark("unknown_field", "mailjet", "X-MJ-*", text.format("X-MJ-Future")),
+    ]
+    assert len(found.removed) == 4
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "X-Mailgun-Native-Send: true",
+        "X-Mailgun-Track-Pixel-Location-Top: yes",
+        "X-MJ-CustomID: 1",
+        "X-MC-Important: no",
+        "X-PM-KeepID: true",
+        "X-PM-Metadata-a: 1",
+        "X-Mailgun-Sid: 1",
+        'X-SMTPAPI: {"future": 1, "filters": {"new": 1}}',
+    ],
+)
+def test_field_that_is_named_somewhere_is_not_told(field: str) -> None:
+    """By its exact name among the fields, or by any rule, one that is off too; keys in a document are let alone."""
+    assert "unknown_field" not in kinds(run(engine(), field))
+
+
+def test_field_that_the_rules_of_another_file_name_is_not_told() -> None:
+    """A team may put what it knows into a file of its own."""
+    shared = "title: x\nfields: [X-A-*]\n"
+    other = "title: y\nfields: [X-B]\nuntranslatable: [{field: X-A-New, class: metadata, loses: it}]\n"
+    assert kinds(run(own(shared), "X-A-New: v")) == ["unknown_field"]
+    assert kinds(run(own(shared, other), "X-A-New:")) == []
+
+
+@pytest.mark.parametrize("strip", [Strip.TRANSLATED, Strip.NONE])
+def test_field_that_stays_in_the_message_is_not_told(strip: Strip) -> None:
+    """Whoever keeps the fields loses nothing."""
+    assert kinds(run(engine(strip=strip), "X-Mailgun-New: v")) == []
+
+
+def test_fields_that_nobody_knows_hide_no_other_remark() -> None:
+    """They are told last, because the number of remarks is limited."""
+    found = run(engine(), *(f"X-Mailgun-New{number}: v" for number in range(80)), "X-Mailgun-Track-Opens: perhaps")
+    assert (kinds(found)[0], len(found.remarks)) == ("invalid_value", 50)
+
+
+def test_every_field_that_the_files_name_in_their_comments_as_harmless_is_silent() -> None:
+    """No field of the five that is documented without a loss is remarked on."""
+    every = [name for file in shipped(*FIVE) for name in file.spelled if not name.startswith("!") and "*" not in name]
+    assert "X-Mailgun-Native-Send" in every
+    assert kinds(run(engine("mailgun"), *(f"{name}: v" for name in every if name.startswith("X-Mailgun")))) == []

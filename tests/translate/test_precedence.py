@@ -317,6 +317,15 @@ def test_strip_translated_keeps_the_field_of_an_optional_rule_that_is_off() -> N
     assert run(named, "X-MJ-CustomID: 1").removed == ("X-MJ-CustomID",)
 
 
+def test_strip_translated_keeps_a_time_that_this_route_cannot_express() -> None:
+    """What was not translated is not removed; on a route that waits it was, and is."""
+    field = "X-MC-SendAt: 2026-11-23 09:00:00"
+    found = run(engine(strip=Strip.TRANSLATED), field, "X-MC-Tags: a")
+    assert (found.removed, [loss.loss_class for loss in found.losses]) == (("X-MC-Tags",), ["time"])
+    later = run(engine(strip=Strip.TRANSLATED, deliver_later=True), field, "X-MC-Tags: a")
+    assert later.removed == ("X-MC-SendAt", "X-MC-Tags")
+
+
 def test_message_without_control_fields_is_untouched() -> None:
     """Nothing to do means no new section at all, with a provider's login too."""
     fields = [
@@ -402,6 +411,23 @@ def test_signature_over_a_removed_field_is_remarked(signature: str, remarked: bo
     remark = Remark("signature_broken", "", "DKIM-Signature", "it covers a field that was removed")
     assert found.remarks == ((remark,) if remarked else ())
     assert written(found)[signature.partition(":")[0]]
+
+
+@pytest.mark.parametrize(
+    ("signature", "texts"),
+    [
+        ("h=from:x-cmail-groupname", ["it covers a field that was added"]),
+        ("h=from:X-Cmail-TrackClicks", ["it covers a field that was added"]),
+        ("h=from:x-cmail-groupname:x-pm-tag", ["it covers a field that was removed"]),
+        ("h=from:x-cmail-trackopens", []),
+    ],
+)
+def test_signature_over_a_field_that_was_added_is_remarked(signature: str, texts: list[str]) -> None:
+    """A name signed without a field of it (over-signing) forbids to add one."""
+    found = run(engine(), f"DKIM-Signature: v=1; {signature}; b=x", "X-PM-Tag: a", "X-PM-TrackLinks: None")
+    assert [(each.kind, each.text) for each in found.remarks] == [("signature_broken", text) for text in texts]
+    silent = run(engine(**PROVIDER_DEFAULTS), "DKIM-Signature: h=x-cmail-trackopens", provider="postmark")
+    assert kinds(silent) == ["signature_broken"]
 
 
 def test_signature_stays_whole_where_nothing_is_removed() -> None:

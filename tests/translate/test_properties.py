@@ -45,6 +45,7 @@ RULE_NAMES = sorted(
         for rule in rules_of(file)
         for name in rule.selector.names.values()
     }
+    | {"X-Mailgun-Unknown", "X-MJ-Unknown"}
 )
 WORDS = [
     *("", "yes", "No", "1", "0", "2", "none", "default", "opens", "clicks, opens", "htmlonly", "TextOnly", "perhaps"),

@@ -14,6 +14,7 @@ from proxy.translate.model import (
     SWITCHES,
     TIMES,
     FieldPatterns,
+    JsonField,
     LossRule,
     Reading,
     Repeat,
@@ -49,7 +50,7 @@ def test_rule_file_becomes_values() -> None:
 title: Acme
 reference: https://docs.example.com/
 fields: [X-Acme-*, X-Track, "!X-Acme-Id", "!X-Acme-Out-*"]
-json: {X-Acme-Data: {}, X-Acme-First: {repeat: first}}
+json: {X-Acme-Data: {}, X-Acme-First: {repeat: first, on_invalid: refuse}}
 translate:
   - {field: [X-Acme-Data, x-acme-FIRST], at: [a.b, c], to: X-Cmail-GroupName, optional: deep, list: ";", skip_prefix: _}
   - field: X-Track
@@ -74,7 +75,7 @@ untranslatable:
         "acme.yaml",
     )
     assert file.spelled == ("X-Acme-*", "X-Track", "!X-Acme-Id", "!X-Acme-Out-*")
-    assert file.json == {b"x-acme-data": Repeat.EACH, b"x-acme-first": Repeat.FIRST}
+    assert file.json == {b"x-acme-data": JsonField(), b"x-acme-first": JsonField(Repeat.FIRST, refuse_invalid=True)}
     assert file.when_absent == {"X-Cmail-TrackOpens": False, "X-Cmail-InlineCSS": True}
     deep, track, at = file.translate
     assert deep.selector.names == {b"x-acme-data": "X-Acme-Data", b"x-acme-first": "x-acme-FIRST"}

@@ -13,8 +13,8 @@ from proxy.mail import encoded_words
 from proxy.mail.fields import HeaderSection
 from proxy.translate.model import Action
 from proxy.translate.outcome import Remark
-from proxy.translate.values import MAX_JSON_NODES, clean_name, write_name
-from tests.translate.drive import CLICKS, GROUP, OPENS, engine, kinds, octets, own, run, values, written
+from proxy.translate.values import MAX_JSON_NODES, bare_addresses, clean_name, fit_name, write_name
+from tests.translate.drive import CLICKS, GROUP, OPENS, engine, kinds, own, run, values, written
 
 SWITCH = "title: x\nfields: [X-A]\ntranslate:\n  - {field: X-A, to: X-Cmail-TrackOpens, as: switch"
 
@@ -53,6 +53,15 @@ def test_switch_of_a_rule_adds_words_and_outranks_the_common_ones(word: str, val
     assert (values(found), found.remarks) == (value, ())
 
 
+@pytest.mark.parametrize("quotes", ['""', "''", ' "" ', "'\"'"])
+def test_switch_of_nothing_but_quotes_says_nothing(quotes: str) -> None:
+    """What a client writes for an empty value is an empty value: an alias may speak, and nothing is remarked."""
+    found = run(engine(), f"X-PM-TrackOpens: {quotes}", "X-PM-Track-Opens: no")
+    assert (values(found), found.remarks) == ({OPENS: "false"}, ())
+    found = run(engine(), f"X-PM-TrackOpens: {quotes}")
+    assert (values(found), found.remarks) == ({}, ())
+
+
 @pytest.mark.parametrize(
     ("value", "opens", "clicks"),
     [
@@ -87,6 +96,10 @@ def test_allow_list_of_the_first_field_counts_even_empty() -> None:
         ("clicks=default;opens=default", {}, []),
         ("opens=", {}, []),
         ("other=true", {}, []),
+        ("false", {}, ["invalid_value", "invalid_value"]),
+        ("opens; clicks", {}, ["invalid_value", "invalid_value"]),
+        ("", {}, []),
+        (" ; ", {}, []),
         ("opens=perhaps; clicks=on", {CLICKS: "true"}, ["invalid_value"]),
         ("opens=default; opens=false", {OPENS: "false"}, []),
     ],
@@ -134,6 +147,9 @@ CATEGORY = "X-SMTPAPI: {}"
         ('{"category": "a\\ud83d"}', "a\ufffd"),
         ('{"category": "\\ude00\\ud83d"}', "\ufffd\ufffd"),
         ('{"category": 1.5}', "1.5"),
+        ('{"category": 1.0}', "1"),
+        ('{"category": -0.0}', "0"),
+        ('{"category": 1e300}', "1e+300"),
         ('{"category": "tab\there"}', "tab here"),
         ('{"category": "a\\r\\nX-Evil: 1"}', "a X-Evil: 1"),
         ('{"category": "a\\u0000b\\u0085c\\u2028d"}', "abcd"),
@@ -239,10 +255,19 @@ def test_json_paths_count_by_rank_and_go_through_lists(document: str, group: str
 
 
 def test_json_of_very_many_values_is_looked_at_up_to_a_bound() -> None:
-    """A document of a hundred thousand values neither fails nor is walked to its end."""
-    many = json.dumps({"unique_args": [0] * MAX_JSON_NODES + [1]})
-    few = json.dumps({"unique_args": [0] * 100 + [1]})
-    assert [len(run(engine(), CATEGORY.format(document)).losses) for document in (many, few)] == [0, 1]
+    """A document of a hundred thousand values is not walked to its end: it is told, and taken as in use."""
+    many = CATEGORY.format(json.dumps({"asm_group_id": [0] * MAX_JSON_NODES + [1]}))
+    found = run(engine(), many)
+    assert [loss.source for loss in found.losses] == ["X-SMTPAPI asm_group_id"]
+    assert [(each.kind, each.source, each.text) for each in found.remarks] == [
+        ("invalid_value", "X-SMTPAPI asm_group_id", "more than 20000 values; taken as in use")
+    ]
+    refused = run(engine(refuse_invalid=True), many)
+    assert refused.reason == "X-SMTPAPI asm_group_id cannot be read: more than 20000 values"
+    few = run(engine(), CATEGORY.format(json.dumps({"asm_group_id": [0] * 100 + [1]})))
+    assert (len(few.losses), few.remarks) == (1, ())
+    early = run(engine(), CATEGORY.format(json.dumps({"unique_args": [1] * (MAX_JSON_NODES + 1)})))
+    assert (len(early.losses), early.remarks) == (1, ())  # a lawful document of which the first value says it all
 
 
 def test_json_of_a_value_at_the_limit_of_depth_translates_or_is_told() -> None:
@@ -314,12 +339,37 @@ def test_time_zero_is_no_time(reading: str) -> None:
         ("date_time", "()"),
     ],
 )
-def test_time_that_is_none_is_invalid_and_no_loss(reading: str, value: str) -> None:
-    """A time that cannot be read, or that no clock can hold, is told as that and nothing else."""
-    for deliver_later in (False, True):
-        found = run(own(f"{TIMES}{reading}}}", deliver_later=deliver_later), f"X-A: {value}")
-        remark = Remark("invalid_value", "acme", "X-A", "deliver_at not set: not a time", "acme.yaml:4")
-        assert (found.losses, found.remarks) == ((), (remark,))
+def test_time_that_is_none_is_invalid_and_lost_where_nobody_waits(reading: str, value: str) -> None:
+    """A time that cannot be read, or that no clock can hold, was a wish to wait all the same: it is told and lost."""
+    remark = Remark("invalid_value", "acme", "X-A", "deliver_at not set: not a time", "acme.yaml:4")
+    found = run(own(f"{TIMES}{reading}}}"), f"X-A: {value}")
+    assert ([loss.loss_class for loss in found.losses], found.remarks) == (["time"], (remark,))
+    refused = run(own(f"{TIMES}{reading}}}", actions_by_class={"time": Action.REFUSE}), f"X-A: {value}")
+    assert (refused.action, refused.reason) == (Action.REFUSE, "No counterpart here for X-A (lost: sent at once)")
+    later = run(own(f"{TIMES}{reading}}}", deliver_later=True), f"X-A: {value}")
+    assert (later.losses, later.remarks) == ((), (remark,))
+
+
+@pytest.mark.parametrize(
+    ("document", "lost"),
+    [
+        ("1800000000.0", True),
+        ('"soon"', True),
+        ("[0, 1800000000]", True),
+        ('{"a": 1}', True),
+        ("true", True),
+        ("0", False),
+        ("0.0", False),
+        ("null", False),
+        ('""', False),
+        ("[]", False),
+    ],
+)
+def test_time_in_json_is_lost_where_it_is_more_than_0_or_empty(document: str, lost: bool) -> None:
+    """Whatever the app wrote there, unless it is nothing; a document that cannot be read says nothing of times."""
+    found = run(engine(), f'X-SMTPAPI: {{"send_at": {document}}}')
+    assert [loss.source for loss in found.losses] == ["X-SMTPAPI send_at"] * lost
+    assert not run(engine(), f'X-SMTPAPI: {{"send_at": {document}').losses
 
 
 # Names
@@ -387,53 +437,78 @@ def test_name_with_an_encoded_line_break_makes_no_field(name: str, value: bytes)
 @pytest.mark.parametrize("name", ["=?utf-8?q?a?=", "a =?b", "?==?", "=?utf-8?q?a"])
 def test_name_that_looks_like_an_encoded_word_is_encoded(name: str) -> None:
     """A reader that decodes must get the name as the app meant it."""
-    field, cut = write_name(GROUP, name)
-    assert not cut
+    field = write_name(GROUP, name)
     assert b"=?utf-8?b?" in field
     assert encoded_words.decode(field.partition(b": ")[2].replace(b"\r\n", b"")) == name
 
 
 @pytest.mark.parametrize(
-    ("name", "lines"),
+    ("name", "kept"),
     [
-        ("short", [b"short"]),
-        ("x" * 900, [b"x" * 900]),
-        ("word " * 179 + "abcd", [b"word " * 179 + b"abcd"]),
-        ("x" * 899 + " y z", [b"x" * 899, b" y z"]),
-        ("x" * 600 + " " + "y" * 600, [b"x" * 600, b" " + b"y" * 600]),
-        ("a " + "x" * 900 + " b", [b"a", b" " + b"x" * 900, b" b"]),
+        ("short", "short"),
+        ("x" * 900, "x" * 900),
+        ("x" * 901, "x" * 900),
+        ("x" * 900 + " y", "x" * 900),
+        ("x" * 850 + " " + "y" * 100, "x" * 850),
+        ("x" * 850 + " y " + "z" * 100, "x" * 850 + " y"),
+        ("x" * 800 + " " + "y" * 200, "x" * 800),
+        ("x" * 799 + " " + "y" * 200, "x" * 799 + " " + "y" * 100),
+        ("word " * 250 + "end", ("word " * 180)[:-1]),
+        ("\u00e9" * 1000, "\u00e9" * 900),
+        ("=?" + "x" * 1000, "=?" + "x" * 898),
     ],
 )
-def test_name_that_is_long_is_folded_at_blanks(name: str, lines: list[bytes]) -> None:
-    """Every line keeps well below 998 octets, and unfolding gives the name back."""
-    assert write_name(GROUP, name) == (f"{GROUP}: ".encode() + b"\r\n".join(lines) + b"\r\n", False)
-
-
-def test_name_with_an_overlong_word_is_cut_and_told() -> None:
-    """What can be neither folded nor passed on whole is cut; what is reported is the name that was written."""
-    found = run(engine(), "X-PM-Tag: a " + "x" * 1200)
-    assert found.section == octets(f"{GROUP}: a", " " + "x" * 900)
-    assert found.group == found.settings[0].value == "a " + "x" * 900
+def test_name_that_is_too_long_is_cut_at_a_blank_if_one_is_near(name: str, kept: str) -> None:
+    """At most 900 characters, in one line where they are ASCII; what is cut is told, by the name that was written."""
+    assert fit_name(name) == kept
+    found = run(engine(), f"X-PM-Tag: {name}")
+    assert found.group == found.settings[0].value == kept
+    assert encoded_words.decode(written(found)[GROUP]) == kept
     where = found.settings[0].where
-    assert found.remarks == (Remark("name_cut", "postmark", "X-PM-Tag", "a word of over 900 octets was cut", where),)
+    cut = Remark("name_cut", "postmark", "X-PM-Tag", "a name of over 900 characters was cut", where)
+    assert found.remarks == ((cut,) if kept != name else ())
+    assert found.section is not None
+    assert kept.isascii() == (found.section.count(b"\r\n") == 1) or "=?" in kept
 
 
-def test_name_with_a_control_character_between_blanks_folds_to_no_blank_line() -> None:
-    """A continuation of blanks alone would end the header section for some readers."""
-    found = run(engine(), b"X-PM-Tag: " + b"a" * 900 + b" \x01 " + b"b" * 900)
-    assert found.section == octets(f"{GROUP}: " + "a" * 900, " " + "b" * 900)
-
-
-@given(st.text(min_size=1, max_size=400).map(clean_name).filter(bool))
-@example("\u00e9" * 400)
-@example("word " * 300 + "end")
+@given(st.text(min_size=1, max_size=1200).map(clean_name).filter(bool).map(fit_name))
+@example("\u00e9" * 900)
+@example("word " * 179 + "end")
 def test_name_written_is_lawful_and_reads_back_everywhere(name: str) -> None:
     """One field, printable ASCII, no line over 998 octets; both our reader and the standard library's give it back."""
-    field, cut = write_name(GROUP, name)
+    field = write_name(GROUP, name)
     assert re.fullmatch(rb"X-Cmail-GroupName: [\x21-\x7e][\x20-\x7e]*(\r\n [\x21-\x7e][\x20-\x7e]*)*\r\n", field)
     assert max(map(len, field.split(b"\r\n"))) <= 998
     value = HeaderSection.split(field)[0].value
-    assert cut or encoded_words.decode(value) == name
+    assert encoded_words.decode(value) == name
     if b"=?" in value:
         pieces = decode_header(value.decode())
         assert "".join(text.decode(charset) for text, charset in pieces) == name
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("V <v@q.z>, X <x@y.z>", {"v@q.z", "x@y.z"}),
+        ("v@q.z,X@Y.z", {"v@q.z", "x@y.z"}),
+        ('"Doe, Jane" <j@x.z>', {"j@x.z"}),
+        ("<a@x.z> <b@x.z>", {"a@x.z", "b@x.z"}),
+        ("Jane, root", {"jane", "root"}),
+        ("root", {"root"}),
+        (" , ,", set()),
+        ("<>", set()),
+    ],
+)
+def test_addresses_in_one_text_are_all_found(text: str, addresses: set[str]) -> None:
+    """A comma parts addresses, unless it stands in a name."""
+    assert bare_addresses(text) == addresses
+
+
+@pytest.mark.parametrize("text", ["<" * 200_000, "<a" * 100_000, "," * 200_000, "<" + "a," * 100_000])
+@pytest.mark.timeout(5)
+def test_addresses_in_a_text_made_to_be_slow_take_no_longer(text: str) -> None:
+    """The work grows with the length alone."""
+    assert len(bare_addresses(text)) <= 2
