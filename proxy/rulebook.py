@@ -159,7 +159,7 @@ class RuleBook:
                 stat = path.stat() if path is not None else None
             except OSError:
                 stat = None
-            stamps.append((path, stat and (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
+            stamps.append((path, stat and (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)))
         return tuple(stamps)
 
     def _folders(self) -> list[bool]:

@@ -27,6 +27,7 @@ _NATIVE_KEYS = frozenset(name.lower().encode() for name in NATIVE)
 _DKIM = b"dkim-signature"
 # Names are the sender's to choose: what is kept of them is bounded in number and size.
 _MAX_NAMES = 4096
+_MAX_NAME_OCTETS = 128
 _MAX_PLANS = 512
 _MAX_FIELDS_OF_A_PLAN = 64
 
@@ -215,7 +216,11 @@ class Planner:
                 self._remember(key)
         names = self._visible(section)  # with what is known of all of them by now
         plan = self._made(names)
-        if len(names) <= _MAX_FIELDS_OF_A_PLAN:
+        long = [key for key in section.keys if len(key) > _MAX_NAME_OCTETS]
+        for key in long:
+            self._interests.pop(key, None)
+            self._marked.pop(key, None)
+        if len(names) <= _MAX_FIELDS_OF_A_PLAN and not long:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[names] = plan
@@ -223,16 +228,18 @@ class Planner:
 
     def _visible(self, section: HeaderSection) -> tuple[bytes, ...]:
         """The names, without those that call for something only by a word in their value, and do not hold it."""
-        names = tuple(section.keys)
-        if self._marked.keys().isdisjoint(names):
-            return names
-        marked = self._marked
-        return tuple(
-            [
-                b"" if key in marked and not _may_hold(section.value(index), marked[key]) else key
-                for index, key in enumerate(names)
-            ]
-        )
+        keys = section.keys
+        marked = self._marked.keys() & set(keys)
+        if not marked:
+            return tuple(keys)
+        names = list(keys)
+        for key in marked:
+            marks, index = self._marked[key], -1
+            for _ in range(keys.count(key)):
+                index = names.index(key, index + 1)
+                if not _may_hold(section.value(index), marks):
+                    names[index] = b""
+        return tuple(names)
 
     def _remember(self, key: bytes) -> None:
         """Work out what the rules want of a field name, and whether they care about it at all."""

@@ -24,6 +24,7 @@ UNKNOWN_WORD = "an unknown word"
 
 MAX_JSON_NODES = 20_000
 MAX_NAME_CHARACTERS = 900
+_READ_CHARACTERS = 4 * MAX_NAME_CHARACTERS  # NFC takes the square of a run of combining marks
 _CUT_CHARACTERS = 100
 _MAX_WHOLE = 2**53  # beyond it a float is no exact number
 _QUOTES = " \t\"'"
@@ -224,6 +225,7 @@ def clean_name(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text.strip() if "  " not in text else _BLANKS.sub(" ", text).strip()
+    text = text[:_READ_CHARACTERS]
     kept = "".join(
         "\ufffd" if "\ud800" <= character <= "\udfff" else character
         for character in text

@@ -1,0 +1,64 @@
+"""What a sender can make the engine do and keep: bounded, whatever the message is."""
+
+from proxy import rulebook
+from proxy.mail.envelope import Envelope
+from proxy.mail.fields import HeaderSection
+from proxy.settings import Settings
+from proxy.translate import values
+from proxy.translate.engine import Engine
+
+ENVELOPE = Envelope("app@example.com", ("ann@example.net",))
+
+
+def engine() -> Engine:
+    """The rules as they are shipped."""
+    return rulebook.RuleBook(Settings()).engine
+
+
+def test_run_of_combining_marks_is_cut_before_it_is_put_in_order() -> None:
+    """Normal form takes the square of their number, and a header section has room for a hundred thousand."""
+    section = HeaderSection.split(b"X-Mailgun-Tag: a" + "\u0315\u0300".encode() * 60_000 + b"\r\n\r\n")
+    group = engine().translate(section, ENVELOPE).group
+    assert group is not None
+    assert group[0] == "a" or group[0] == "\u00e0"
+    assert len(group) <= values.MAX_NAME_CHARACTERS
+
+
+def test_long_names_are_not_kept() -> None:
+    """Names are the sender's to choose; what is kept of them is bounded in size, too."""
+    here = engine()
+    for number in range(50):
+        name = b"X-MC-" + b"n" * 10_000 + str(number).encode()
+        section = HeaderSection.split(name + b": 1\r\nX-MC-Tags: orders\r\n\r\n")
+        translation = here.translate(section, ENVELOPE)
+        assert translation.group == "orders"
+        assert translation.removed == (name.decode(), "X-MC-Tags")
+    planner = here.planner
+    assert sum(map(len, planner._interests)) < 5_000
+    assert sum(len(key) for plan in planner._plans for key in plan) < 5_000
+
+
+def test_many_names_and_many_sets_of_names_are_not_kept_for_ever() -> None:
+    """Each message with other names: the memory of plans is cleared when it is full, and goes on being right."""
+    here = engine()
+    for number in range(6_000):
+        section = HeaderSection.split(b"X-A-%d: 1\r\nX-PM-Tag: orders\r\n\r\n" % number)
+        assert here.translate(section, ENVELOPE).group == "orders"
+    assert len(here.planner._interests) <= 4_200
+    assert len(here.planner._plans) <= 512
+
+
+def test_repeated_content_type_counts_where_it_holds_the_word() -> None:
+    """A field that is looked at only for a word in its value is found wherever it stands, message after message."""
+    here = engine()
+    plain = b"Content-Type: text/plain\r\n"
+    batch = b"Content-Type: multipart/mailgun-variables; boundary=x\r\n"
+    for fields, refused in ((plain, False), (plain + batch, True), (batch + plain, True), (plain + plain, False)):
+        section = HeaderSection.split(b"From: a@example.com\r\n" + fields + b"\r\n")
+        assert (here.translate(section, ENVELOPE).action.value == "refuse") is refused
+
+
+def test_thousand_empty_json_fields_are_quick_work() -> None:
+    """Each field of a name is looked at once, and not once for each other one."""
+    section = HeaderSection.split(b"X-SMTPAPI:\r\n" * 900 + b'X-SMTPAPI: {"category": "orders"}\r\n\r\n')
+    assert engine().translate(section, ENVELOPE).group == "orders"
