@@ -1,0 +1,94 @@
+"""
+The tables of the embedded store, and how an older file becomes a newer one.
+
+``user_version`` of the file counts the steps that were taken. A step is never changed once it was released: a new need
+is a new step.
+"""
+
+import sqlite3
+
+from proxy.spool.store import StoreError
+
+_STEPS = (
+    """
+    CREATE TABLE message (
+        id TEXT PRIMARY KEY,
+        received_at REAL NOT NULL,
+        reverse_path TEXT NOT NULL,
+        grp TEXT,
+        login TEXT NOT NULL,
+        provider TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        size_octets INTEGER NOT NULL,
+        eight_bit INTEGER NOT NULL,
+        smtputf8 INTEGER NOT NULL,
+        not_before REAL NOT NULL,
+        notice INTEGER NOT NULL,
+        layout TEXT NOT NULL,
+        failed_steps TEXT NOT NULL,
+        content BLOB,             -- of small messages; the others have a file
+        digest BLOB NOT NULL,     -- SHA-256 of the content: what is read must be what was kept
+        final_at REAL,            -- when the last recipient became final
+        set_aside TEXT            -- why, where the message is damaged
+    ) WITHOUT ROWID;
+    CREATE INDEX message_final ON message (final_at) WHERE final_at IS NOT NULL;
+
+    CREATE TABLE recipient (
+        message_id TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        address TEXT NOT NULL,
+        destination TEXT NOT NULL,
+        state TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        next_attempt_at REAL NOT NULL,
+        reply TEXT NOT NULL,
+        remote_host TEXT NOT NULL,
+        opened INTEGER NOT NULL DEFAULT 0,
+        clicked INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (message_id, number)
+    ) WITHOUT ROWID;
+    CREATE INDEX recipient_due ON recipient (destination, next_attempt_at) WHERE state = 'pending';
+
+    -- When each destination has something due: the queue can be asked without reading past those that are left alone.
+    CREATE TABLE destination (name TEXT PRIMARY KEY, due_at REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX destination_due ON destination (due_at);
+
+    CREATE TABLE event (
+        message_id TEXT NOT NULL,
+        at REAL NOT NULL,
+        kind TEXT NOT NULL,
+        recipient INTEGER,
+        detail TEXT NOT NULL
+    );
+    CREATE INDEX event_message ON event (message_id);
+
+    CREATE TABLE figures (
+        day TEXT NOT NULL,
+        grp TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        n INTEGER NOT NULL,
+        PRIMARY KEY (day, grp, kind)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE suppression (
+        address TEXT PRIMARY KEY,  -- in lower case
+        since REAL NOT NULL,
+        reason TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
+)
+VERSION = len(_STEPS)
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """
+    Bring the tables up to date.
+
+    Raises:
+        StoreError: The file was written by a later version of the program.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise StoreError(f"the store has format {version}, and this program knows formats up to {VERSION}: update it")
+    for number in range(version, VERSION):
+        connection.executescript(f"BEGIN IMMEDIATE; {_STEPS[number]} PRAGMA user_version = {number + 1}; COMMIT;")

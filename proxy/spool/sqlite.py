@@ -1,0 +1,534 @@
+"""
+The embedded store: SQLite in ``data_dir``, and a synced file for each large content.
+
+Durable means WAL with ``synchronous=FULL``: SQLite syncs its log at each commit. The file of a large content is synced,
+and its folder, before the commit that names it; a file that no row names is left over from a crash, and is removed at
+the next start.
+
+Source: SQLite, "Write-Ahead Logging" and "PRAGMA synchronous".
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from proxy.spool import schema
+from proxy.spool.item import (
+    UNGROUPED,
+    Change,
+    Event,
+    Figures,
+    Item,
+    Layout,
+    Recipient,
+    Slot,
+    State,
+    Suppression,
+)
+from proxy.spool.store import DamagedError, Depth, History, Leased, StoreError
+from proxy.spool.writer import Writer
+
+INLINE_OCTETS = 262_144
+_NEVER = 1e18
+_BUSY_MILLISECONDS = 10_000
+_ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
+_ITEM += "notice, layout, failed_steps"
+_COUNTED = {"delivered": "delivered", "deferred": "deferred", "bounced": "bounced", "suppressed": "suppressed"}
+_FIGURES = tuple(field.name for field in attrs.fields(Figures) if field.name not in ("day", "group"))
+
+
+class SqliteStore:
+    """
+    The store.
+
+    Args:
+        folder: Is made where it does not exist; nobody else may read it.
+
+    Raises:
+        StoreError: It cannot be opened, or is of a later version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._contents = folder / "content"
+        self._writer = Writer(self._connect)
+
+    def _connect(self) -> sqlite3.Connection:
+        self._contents.mkdir(mode=0o700, parents=True, exist_ok=True)
+        connection = sqlite3.connect(self._folder / "spool.db", isolation_level=None)
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        schema.prepare(connection)
+        (self._folder / "spool.db").chmod(0o600)
+        return connection
+
+    async def add(self, item: Item, content: bytes, lease_until: float) -> None:
+        digest = hashlib.sha256(content).digest()
+        inline = content if len(content) <= INLINE_OCTETS else None
+
+        def work(connection: sqlite3.Connection) -> None:
+            if inline is None:
+                self._write_content(item.id, content)
+            _insert(connection, item, inline, digest, lease_until)
+
+        await self._writer.do(work)
+
+    async def lease(self, now: float, lease_until: float, limit: int, without: Collection[str] = ()) -> list[Leased]:
+        return await self._writer.do(lambda connection: _lease(connection, now, lease_until, limit, without))
+
+    async def content(self, message_id: str) -> bytes:
+        row = await self._writer.do(
+            lambda connection: connection.execute(
+                "SELECT content, digest FROM message WHERE id = ?", (message_id,)
+            ).fetchone()
+        )
+        if row is None:
+            raise DamagedError("the message is not in the store")
+        content: bytes | None = row[0]
+        if content is None:
+            try:
+                content = self._path(message_id).read_bytes()
+            except OSError as error:
+                raise DamagedError(f"its content cannot be read: {error.strerror}") from error
+        if hashlib.sha256(content).digest() != row[1]:
+            raise DamagedError("its content is not what was kept")
+        return content
+
+    async def settle(self, changes: Sequence[Change], now: float) -> None:
+        def work(connection: sqlite3.Connection) -> list[str]:
+            return _settle(connection, changes, now)
+
+        await self._writer.do(work)
+
+    async def set_aside(self, message_id: str, reason: str, now: float) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE message SET set_aside = ? WHERE id = ?", (reason, message_id))
+            connection.execute(
+                "UPDATE recipient SET next_attempt_at = ? WHERE message_id = ? AND state = 'pending'",
+                (_NEVER, message_id),
+            )
+            _write_event(connection, message_id, Event(now, "set_aside", None, reason))
+
+        await self._writer.do(work)
+
+    async def hit(self, kind: str, message_id: str, recipient: int, target: str, at: float) -> bool:
+        if kind not in ("opened", "clicked"):
+            raise ValueError(kind)
+
+        def work(connection: sqlite3.Connection) -> bool:
+            row = connection.execute(
+                f"SELECT r.{kind}, m.grp FROM recipient r JOIN message m ON m.id = r.message_id "  # noqa: S608
+                "WHERE r.message_id = ? AND r.number = ?",
+                (message_id, recipient),
+            ).fetchone()
+            if row is None:
+                return False
+            connection.execute(
+                f"UPDATE recipient SET {kind} = {kind} + 1 WHERE message_id = ? AND number = ?",  # noqa: S608
+                (message_id, recipient),
+            )
+            _write_event(connection, message_id, Event(at, kind, recipient, target))  # type: ignore[arg-type]
+            _count(connection, at, row[1], f"{kind}_total", 1)
+            if not row[0]:
+                _count(connection, at, row[1], kind, 1)
+            return True
+
+        return await self._writer.do(work)
+
+    async def note(self, message_id: str, event: Event) -> None:
+        await self._writer.do(lambda connection: _write_event(connection, message_id, event))
+
+    async def suppressed(self, addresses: Collection[str]) -> frozenset[str]:
+        by_key = {address.lower(): address for address in addresses}
+        marks = ",".join("?" * len(by_key))
+
+        def work(connection: sqlite3.Connection) -> frozenset[str]:
+            rows = connection.execute(
+                f"SELECT address FROM suppression WHERE address IN ({marks})",  # noqa: S608
+                tuple(by_key),
+            )
+            return frozenset(by_key[address] for (address,) in rows)
+
+        return await self._writer.do(work)
+
+    async def suppress(self, address: str, reason: str, now: float) -> None:
+        await self._writer.do(
+            lambda connection: connection.execute(
+                "INSERT OR IGNORE INTO suppression VALUES (?, ?, ?)", (address.lower(), now, reason)
+            )
+        )
+
+    async def unsuppress(self, address: str) -> bool:
+        return await self._writer.do(
+            lambda connection: bool(
+                connection.execute("DELETE FROM suppression WHERE address = ?", (address.lower(),)).rowcount
+            )
+        )
+
+    async def suppressions(self) -> list[Suppression]:
+        return await self._writer.do(
+            lambda connection: [
+                Suppression(*row)
+                for row in connection.execute("SELECT address, since, reason FROM suppression ORDER BY since DESC")
+            ]
+        )
+
+    async def depth(self) -> Depth:
+        def work(connection: sqlite3.Connection) -> Depth:
+            (pending,) = connection.execute(
+                "SELECT count(*) FROM recipient WHERE state = 'pending' AND next_attempt_at < ?", (_NEVER,)
+            ).fetchone()
+            (oldest,) = connection.execute(
+                "SELECT min(received_at) FROM message WHERE final_at IS NULL AND set_aside IS NULL"
+            ).fetchone()
+            (aside,) = connection.execute("SELECT count(*) FROM message WHERE set_aside IS NOT NULL").fetchone()
+            return Depth(pending, oldest or 0.0, aside)
+
+        return await self._writer.do(work)
+
+    async def queue(self, limit: int) -> list[Item]:
+        def work(connection: sqlite3.Connection) -> list[Item]:
+            rows = connection.execute(
+                f"SELECT {_ITEM} FROM message WHERE final_at IS NULL ORDER BY received_at LIMIT ?",  # noqa: S608
+                (limit,),
+            ).fetchall()
+            return [_item(row, _recipients(connection, row[0], pending=True)) for row in rows]
+
+        return await self._writer.do(work)
+
+    async def history(self, message_id: str) -> History | None:
+        def work(connection: sqlite3.Connection) -> History | None:
+            row = connection.execute(
+                f"SELECT {_ITEM} FROM message WHERE id = ?",  # noqa: S608
+                (message_id,),
+            ).fetchone()
+            if row is None:
+                return None
+            events = connection.execute(
+                "SELECT at, kind, recipient, detail FROM event WHERE message_id = ? ORDER BY at, rowid", (message_id,)
+            )
+            item = _item(row, _recipients(connection, message_id, pending=False))
+            return History(item, tuple(Event(*event) for event in events))
+
+        return await self._writer.do(work)
+
+    async def retry(self, message_id: str | None, now: float) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            which, parameters = ("AND message_id = ?", (message_id,)) if message_id else ("", ())
+            rows = connection.execute(
+                "SELECT DISTINCT message_id, destination FROM recipient r JOIN message m ON m.id = r.message_id "  # noqa: S608
+                f"WHERE r.state = 'pending' AND m.set_aside IS NULL {which}",
+                parameters,
+            ).fetchall()
+            changed = 0
+            for each, destination in rows:
+                changed += connection.execute(
+                    "UPDATE recipient SET next_attempt_at = ? WHERE message_id = ? AND destination = ? "
+                    "AND state = 'pending'",
+                    (now, each, destination),
+                ).rowcount
+                _due(connection, destination, now)
+            for each in {row[0] for row in rows}:
+                _write_event(connection, each, Event(now, "retried"))
+            return changed
+
+        return await self._writer.do(work)
+
+    async def report(self, since_day: str = "", group: str | None = None) -> list[Figures]:
+        def work(connection: sqlite3.Connection) -> list[Figures]:
+            found: dict[tuple[str, str], dict[str, int]] = {}
+            rows = connection.execute(
+                "SELECT day, grp, kind, n FROM figures WHERE day >= ? AND (? IS NULL OR grp = ?) ORDER BY day, grp",
+                (since_day, group, group),
+            )
+            for day, name, kind, number in rows:
+                found.setdefault((day, name), {})[kind] = number
+            return [
+                Figures(day, name, **{kind: counts.get(kind, 0) for kind in _FIGURES})
+                for (day, name), counts in found.items()
+            ]
+
+        return await self._writer.do(work)
+
+    async def sweep(self, now: float, content_seconds: float) -> int:
+        def work(connection: sqlite3.Connection) -> list[str]:
+            rows = connection.execute(
+                "SELECT id FROM message WHERE final_at < ? LIMIT 1000", (now - content_seconds,)
+            ).fetchall()
+            for (message_id,) in rows:
+                for table, key in (("event", "message_id"), ("recipient", "message_id"), ("message", "id")):
+                    connection.execute(f"DELETE FROM {table} WHERE {key} = ?", (message_id,))  # noqa: S608
+            return [message_id for (message_id,) in rows]
+
+        gone = await self._writer.do(work)
+        for message_id in gone:  # only after the commit: a row that names a file that is gone would be damage
+            self._path(message_id).unlink(missing_ok=True)
+        return len(gone)
+
+    async def recover(self) -> int:
+        """Remove content files that no message names, left over from a crash; gives their number."""
+        names = {path.name for path in self._contents.iterdir() if path.is_file()}
+
+        def work(connection: sqlite3.Connection) -> set[str]:
+            rows = connection.execute("SELECT id FROM message WHERE content IS NULL")
+            return names - {message_id for (message_id,) in rows}
+
+        left_over = await self._writer.do(work)
+        for name in left_over:
+            (self._contents / name).unlink(missing_ok=True)
+        return len(left_over)
+
+    async def redirect(self, destination_of: dict[str, str]) -> None:
+        """Give pending recipients other destinations, by the old ones: the settings changed since they came."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            for old, new in destination_of.items():
+                connection.execute(
+                    "UPDATE recipient SET destination = ? WHERE destination = ? AND state = 'pending'", (new, old)
+                )
+                connection.execute("DELETE FROM destination WHERE name = ?", (old,))
+                _refresh(connection, new)
+
+        await self._writer.do(work)
+
+    async def close(self) -> None:
+        await self._writer.close()
+
+    def _path(self, message_id: str) -> Path:
+        return self._contents / message_id
+
+    def _write_content(self, message_id: str, content: bytes) -> None:
+        path = self._path(message_id)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        except OSError:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        os.close(descriptor)
+        folder = os.open(self._contents, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+# Work on the database, each within a transaction of the writer
+
+
+def _insert(
+    connection: sqlite3.Connection, item: Item, inline: bytes | None, digest: bytes, lease_until: float
+) -> None:
+    pending = [each for each in item.recipients if each.state is State.PENDING]
+    final_at = None if pending else item.received_at
+    connection.execute(
+        f"INSERT INTO message ({_ITEM}, content, digest, final_at) VALUES ({','.join('?' * 17)})",  # noqa: S608
+        (
+            *(item.id, item.received_at, item.reverse_path, item.group, item.login, item.provider, item.subject),
+            *(item.size_octets, item.eight_bit, item.smtputf8, item.not_before, item.notice),
+            json.dumps(attrs.asdict(item.layout), separators=(",", ":")),
+            json.dumps(item.failed_steps),
+            *(inline, digest, final_at),
+        ),
+    )
+    connection.executemany(
+        "INSERT INTO recipient (message_id, number, address, destination, state, attempts, next_attempt_at, reply, "
+        "remote_host) VALUES (?,?,?,?,?,?,?,?,?)",
+        [
+            (
+                *(item.id, each.number, each.address, each.destination, each.state.value),
+                *(each.attempts, max(each.next_attempt_at, lease_until), each.reply, each.remote_host),
+            )
+            for each in item.recipients
+        ],
+    )
+    for destination in {each.destination for each in pending}:
+        due_at = min(max(each.next_attempt_at, lease_until) for each in pending if each.destination == destination)
+        _due(connection, destination, due_at)
+    _write_event(connection, item.id, Event(item.received_at, "received", None, f"{item.size_octets} octets"))
+    for step, reason in item.failed_steps:
+        _write_event(connection, item.id, Event(item.received_at, "step_failed", None, f"{step}: {reason}"))
+    if item.not_before > item.received_at:
+        _write_event(connection, item.id, Event(item.received_at, "held", None, _moment(item.not_before)))
+    suppressed = [each for each in item.recipients if each.state is State.SUPPRESSED]
+    for each in suppressed:
+        _write_event(connection, item.id, Event(item.received_at, "suppressed", each.number, each.reply))
+    if not item.notice:  # our own notices are nobody's campaign
+        _count(connection, item.received_at, item.group, "received", 1)
+        _count(connection, item.received_at, item.group, "sent", len(pending))
+        _count(connection, item.received_at, item.group, "suppressed", len(suppressed))
+
+
+def _lease(
+    connection: sqlite3.Connection, now: float, lease_until: float, limit: int, without: Collection[str]
+) -> list[Leased]:
+    due = [
+        name
+        for (name,) in connection.execute(
+            "SELECT name FROM destination WHERE due_at <= ? ORDER BY due_at LIMIT ?", (now, limit + len(without))
+        )
+        if name not in without
+    ]
+    taken: dict[str, list[tuple[Any, ...]]] = {}
+    left = limit
+    for index, name in enumerate(due):
+        share = max(1, left // (len(due) - index))  # each destination gets a part of what there is room for
+        rows = connection.execute(
+            "SELECT message_id, number, address, destination, state, attempts, next_attempt_at, reply, remote_host "
+            "FROM recipient WHERE destination = ? AND state = 'pending' AND next_attempt_at <= ? "
+            "ORDER BY next_attempt_at LIMIT ?",
+            (name, now, share),
+        ).fetchall()
+        for row in rows:
+            taken.setdefault(row[0], []).append(row)
+        connection.executemany(
+            "UPDATE recipient SET next_attempt_at = ?, attempts = attempts + 1 WHERE message_id = ? AND number = ?",
+            [(lease_until, row[0], row[1]) for row in rows],
+        )
+        _refresh(connection, name)
+        left -= len(rows)
+        if left <= 0:
+            break
+    leased = []
+    for message_id, rows in taken.items():
+        found = connection.execute(
+            f"SELECT {_ITEM} FROM message WHERE id = ?",  # noqa: S608
+            (message_id,),
+        ).fetchone()
+        recipients = [attrs.evolve(each, attempts=each.attempts + 1) for each in map(_recipient, rows)]
+        leased.append(Leased(_item(found, recipients)))
+    return leased
+
+
+def _settle(connection: sqlite3.Connection, changes: Sequence[Change], now: float) -> list[str]:
+    """Write changes of recipients; gives the messages that became final by them."""
+    touched: set[str] = set()
+    destinations: set[str] = set()
+    for change in changes:
+        row = connection.execute(
+            "SELECT r.destination, m.grp, m.notice FROM recipient r JOIN message m ON m.id = r.message_id "
+            "WHERE r.message_id = ? AND r.number = ? AND r.state = 'pending'",
+            (change.message_id, change.number),
+        ).fetchone()
+        if row is None:
+            continue
+        destination, group, notice = row
+        connection.execute(
+            "UPDATE recipient SET state = ?, next_attempt_at = ?, reply = ?, remote_host = ? "
+            "WHERE message_id = ? AND number = ?",
+            (
+                *(change.state.value, change.next_attempt_at, change.reply, change.remote_host),
+                *(change.message_id, change.number),
+            ),
+        )
+        _write_event(connection, change.message_id, change.event)
+        if not notice and change.event.kind in _COUNTED:
+            _count(connection, now, group, _COUNTED[change.event.kind], 1)
+        destinations.add(destination)
+        if change.state is not State.PENDING:
+            touched.add(change.message_id)
+    for destination in destinations:
+        _refresh(connection, destination)
+    final = []
+    for message_id in touched:
+        pending = connection.execute(
+            "SELECT 1 FROM recipient WHERE message_id = ? AND state = 'pending' LIMIT 1", (message_id,)
+        ).fetchone()
+        if pending is None:
+            connection.execute("UPDATE message SET final_at = ? WHERE id = ?", (now, message_id))
+            final.append(message_id)
+    return final
+
+
+def _due(connection: sqlite3.Connection, destination: str, at: float) -> None:
+    """Note that a destination has something due at that time, if not earlier."""
+    connection.execute(
+        "INSERT INTO destination VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET due_at = min(due_at, excluded.due_at)",
+        (destination, at),
+    )
+
+
+def _refresh(connection: sqlite3.Connection, destination: str) -> None:
+    """Work out anew when a destination has something due."""
+    (due_at,) = connection.execute(
+        "SELECT min(next_attempt_at) FROM recipient WHERE destination = ? AND state = 'pending'", (destination,)
+    ).fetchone()
+    if due_at is None:
+        connection.execute("DELETE FROM destination WHERE name = ?", (destination,))
+    else:
+        connection.execute(
+            "INSERT INTO destination VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET due_at = excluded.due_at",
+            (destination, due_at),
+        )
+
+
+def _write_event(connection: sqlite3.Connection, message_id: str, event: Event) -> None:
+    connection.execute(
+        "INSERT INTO event VALUES (?, ?, ?, ?, ?)", (message_id, event.at, event.kind, event.recipient, event.detail)
+    )
+
+
+def _count(connection: sqlite3.Connection, at: float, group: str | None, kind: str, number: int) -> None:
+    if number:
+        connection.execute(
+            "INSERT INTO figures VALUES (?, ?, ?, ?) ON CONFLICT (day, grp, kind) DO UPDATE SET n = n + excluded.n",
+            (_moment(at)[:10], group or UNGROUPED, kind, number),
+        )
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _recipients(connection: sqlite3.Connection, message_id: str, *, pending: bool) -> list[Recipient]:
+    rows = connection.execute(
+        "SELECT message_id, number, address, destination, state, attempts, next_attempt_at, reply, remote_host "  # noqa: S608
+        f"FROM recipient WHERE message_id = ? {'AND state = ?' if pending else ''} ORDER BY number",
+        (message_id, "pending") if pending else (message_id,),
+    )
+    return [_recipient(row) for row in rows]
+
+
+def _recipient(row: tuple[Any, ...]) -> Recipient:
+    _, number, address, destination, state, attempts, next_attempt_at, reply, remote_host = row
+    return Recipient(number, address, destination, State(state), attempts, next_attempt_at, reply, remote_host)
+
+
+def _item(row: tuple[Any, ...], recipients: Iterable[Recipient]) -> Item:
+    message_id, received_at, reverse_path, group, login, provider, subject, *numbers, layout, failed_steps = row
+    size_octets, eight_bit, smtputf8, not_before, notice = numbers
+    try:
+        fields = json.loads(layout)
+        slots = tuple(Slot(**slot) for slot in fields.pop("slots"))
+        return Item(
+            id=message_id,
+            received_at=received_at,
+            reverse_path=reverse_path,
+            recipients=tuple(recipients),
+            layout=Layout(**fields, slots=slots),
+            size_octets=size_octets,
+            group=group,
+            login=login,
+            provider=provider,
+            subject=subject,
+            eight_bit=bool(eight_bit),
+            smtputf8=bool(smtputf8),
+            not_before=not_before,
+            failed_steps=tuple((step, reason) for step, reason in json.loads(failed_steps)),
+            notice=bool(notice),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"message {message_id}: a row that cannot be read: {error}") from error

@@ -1,0 +1,145 @@
+"""
+The contract of a store.
+
+What ``add`` and ``settle`` were told is on disk when they return: a crash at any moment after loses nothing of it. A
+recipient is attempted only while it is leased, and the time of its next attempt is written before: after a crash it is
+due again once the lease has run out, and a message is lost by no order of events.
+
+``tests/spool/contract.py`` holds the tests that every store must pass.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from attrs import frozen
+
+from proxy.spool.item import Change, Event, Figures, Item, Suppression
+
+
+class StoreError(Exception):
+    """The store cannot do it now; nothing was changed. The text is for the log."""
+
+
+class StoreFullError(StoreError):
+    """There is no room for it."""
+
+
+class DamagedError(StoreError):
+    """What was kept of a message cannot be read, or is not what was kept; it is set aside, not dropped."""
+
+
+@frozen
+class Leased:
+    """
+    Recipients of one message that are to be attempted now, by who got this.
+
+    Args:
+        item: The message, with those recipients only; ``attempts`` counts the one that begins.
+    """
+
+    item: Item
+
+
+@frozen
+class Depth:
+    """
+    What waits.
+
+    Args:
+        pending: Recipients not final yet.
+        oldest_at: When the oldest message among theirs was accepted; 0 for none.
+        set_aside: Messages that are damaged.
+    """
+
+    pending: int
+    oldest_at: float
+    set_aside: int
+
+
+@frozen
+class History:
+    """A message with all its recipients and its timeline, oldest first."""
+
+    item: Item
+    events: tuple[Event, ...]
+
+
+class Store(Protocol):
+    """Keeps messages; every method may raise StoreError."""
+
+    async def add(self, item: Item, content: bytes, lease_until: float) -> None:
+        """
+        Keep a message; durable on return.
+
+        Args:
+            content: See ``Layout``.
+            lease_until: Until then its pending recipients are the caller's to attempt; 0: they are due for anybody. A
+                lease counts as the beginning of an attempt, with ``next_attempt_at`` the time of the one after it.
+
+        Raises:
+            StoreFullError: No room; nothing was kept.
+        """
+
+    async def lease(self, now: float, lease_until: float, limit: int, without: Collection[str] = ()) -> list[Leased]:
+        """
+        Take what is due, in a fair order among destinations, and begin an attempt for it.
+
+        Until *lease_until* nobody else gets it; after that it is due again, whatever became of who took it.
+
+        Args:
+            limit: Recipients at most.
+            without: Destinations to leave alone.
+        """
+
+    async def content(self, message_id: str) -> bytes:
+        """
+        Give the content of a message.
+
+        Raises:
+            DamagedError: It cannot be read, or is not what was kept.
+        """
+
+    async def settle(self, changes: Sequence[Change], now: float) -> None:
+        """Write what attempts brought, and count it; durable on return. A recipient that is final stays as it is."""
+
+    async def set_aside(self, message_id: str, reason: str, now: float) -> None:
+        """Take a damaged message out of the queue; it stays visible, and what is left of it stays where it is."""
+
+    async def hit(self, kind: str, message_id: str, recipient: int, target: str, at: float) -> bool:
+        """Note that a message was ``opened`` or ``clicked``; False where it is not known."""
+
+    async def note(self, message_id: str, event: Event) -> None:
+        """Write something into the timeline of a message."""
+
+    async def suppressed(self, addresses: Collection[str]) -> frozenset[str]:
+        """Give those of the addresses that are on the suppression list; compared without regard to case."""
+
+    async def suppress(self, address: str, reason: str, now: float) -> None:
+        """Put an address on the suppression list; one that is there stays as it is."""
+
+    async def unsuppress(self, address: str) -> bool:
+        """Take an address off the list; False where it was not on it."""
+
+    async def suppressions(self) -> list[Suppression]:
+        """List the suppressed addresses, latest first."""
+
+    async def depth(self) -> Depth:
+        """Tell what waits."""
+
+    async def queue(self, limit: int) -> list[Item]:
+        """List messages with pending recipients, oldest first, each with those recipients only."""
+
+    async def history(self, message_id: str) -> History | None:
+        """Give all that is known of a message; None for nothing."""
+
+    async def retry(self, message_id: str | None, now: float) -> int:
+        """Make pending recipients due at once, of one message or of all; gives their number."""
+
+    async def report(self, since_day: str = "", group: str | None = None) -> list[Figures]:
+        """Give the figures by day and group, oldest day first."""
+
+    async def sweep(self, now: float, content_seconds: float) -> int:
+        """Forget content and timeline of messages that are final for so long; figures stay. Gives their number."""
+
+    async def close(self) -> None:
+        """Finish what is under way, and close."""

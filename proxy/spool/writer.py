@@ -1,0 +1,162 @@
+"""
+One thread that has the database, and commits the work of many callers at a time.
+
+A commit costs a sync of the disk whatever is in it, so all work that came during the last one goes into the next. The
+thread is there because sqlite3 waits for the disk, and the event loop must not.
+"""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+from proxy.spool.store import StoreError, StoreFullError
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+_MOST_AT_ONCE = 500
+_Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+
+class _Job(Generic[T]):
+    __slots__ = ("future", "loop", "work")
+
+    def __init__(self, work: Work[T], loop: asyncio.AbstractEventLoop) -> None:
+        self.work = work
+        self.loop = loop
+        self.future: asyncio.Future[T] = loop.create_future()
+
+
+class Writer:
+    """
+    The thread.
+
+    Args:
+        connect: Opens the database, in the thread; sqlite3 wants to be used where it was opened.
+
+    Raises:
+        StoreError: It cannot be opened.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._connect = connect
+        self._failure: BaseException | None = None
+        self._opened = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
+        self._thread.start()
+        self._opened.wait()
+        if self._failure is not None:
+            raise store_error(self._failure) from self._failure
+
+    async def do(self, work: Work[T]) -> T:
+        """
+        Run work in a transaction; what it did is on disk on return.
+
+        It may be run twice, where other work in the same commit failed, so it must do nothing outside the database that
+        cannot be done again.
+
+        Raises:
+            StoreError: It failed, and nothing of it is left.
+        """
+        job = _Job(work, asyncio.get_running_loop())
+        self._jobs.put(job)
+        # Shielded, because the work is done all the same: a caller that leaves must not leave a half-known state.
+        return await asyncio.shield(job.future)
+
+    async def close(self) -> None:
+        """Finish what was asked for, and end the thread."""
+        self._jobs.put(None)
+        while self._thread.is_alive():  # noqa: ASYNC110 - a thread has no future to wait for
+            await asyncio.sleep(0.005)
+
+    # In the thread
+
+    def _run(self) -> None:
+        try:
+            connection = self._connect()
+        except (sqlite3.Error, OSError, StoreError) as error:
+            self._failure = error
+            self._opened.set()
+            return
+        self._opened.set()
+        open_ = True
+        while open_:
+            jobs = [self._jobs.get()]
+            while len(jobs) < _MOST_AT_ONCE and not self._jobs.empty():
+                jobs.append(self._jobs.get())
+            open_ = None not in jobs
+            work = [job for job in jobs if job is not None]
+            if work:
+                self._tell(work, self._together(connection, work) or self._each(connection, work))
+        connection.close()
+
+    def _together(self, connection: sqlite3.Connection, jobs: list[_Job[Any]]) -> list[_Outcome] | None:
+        """All in one commit; None where any of it failed, with nothing done."""
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            outcomes: list[_Outcome] = [(job.future, job.work(connection), None) for job in jobs]
+            connection.execute("COMMIT")
+        except BaseException:  # whatever it is, each one is told its own below
+            _roll_back(connection)
+            return None
+        return outcomes
+
+    def _each(self, connection: sqlite3.Connection, jobs: list[_Job[Any]]) -> list[_Outcome]:
+        """Each in a commit of its own, so that one that fails costs no other."""
+        outcomes: list[_Outcome] = []
+        for job in jobs:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                value = job.work(connection)
+                connection.execute("COMMIT")
+                outcomes.append((job.future, value, None))
+            except BaseException as error:  # told to who asked for it
+                _roll_back(connection)
+                outcomes.append((job.future, None, store_error(error)))
+        return outcomes
+
+    @staticmethod
+    def _tell(jobs: list[_Job[Any]], outcomes: list[_Outcome]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            by_loop.setdefault(job.loop, []).append(outcome)
+        for loop, each in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_settle, each)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                continue
+
+
+def _settle(outcomes: list[_Outcome]) -> None:
+    for future, value, error in outcomes:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except sqlite3.Error:  # the one that brought us here says more
+        return
+
+
+def store_error(error: BaseException) -> BaseException:
+    """Name what went wrong in the store's own terms."""
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+        return StoreFullError(str(error))
+    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
+        return StoreFullError(error.strerror or "no space left")
+    if isinstance(error, sqlite3.Error | OSError):
+        return StoreError(str(error))
+    return error

@@ -1,0 +1,300 @@
+"""
+The tests that every store must pass; a store's own test module imports them and gives the fixture ``store``.
+
+Destinations are words, times are numbers given: nothing here waits.
+"""
+
+import asyncio
+from typing import Protocol
+
+import attrs
+import pytest
+
+from proxy.spool.item import UNGROUPED, Change, Event, Item, Layout, Recipient, Slot, State
+from proxy.spool.store import DamagedError, Store
+
+T0 = 1_790_000_000.0  # 2026-09-21
+DAY = "2026-09-21"
+
+
+class Reopen(Protocol):
+    """Closes a store as a crash would, and opens it again."""
+
+    async def __call__(self) -> Store: ...
+
+
+def item(name: str = "m1", *recipients: Recipient, **fields: object) -> Item:
+    """A message, by default for one recipient."""
+    known = recipients or (Recipient(0, "ann@example.net", "example.net"),)
+    base = Item(name, T0, "app@example.com", known, Layout(7), 7)
+    return attrs.evolve(base, **fields)  # type: ignore[arg-type]
+
+
+def recipients(*destinations: str) -> tuple[Recipient, ...]:
+    """A recipient for each destination."""
+    return tuple(Recipient(number, f"r{number}@{each}", each) for number, each in enumerate(destinations))
+
+
+def delivered(message_id: str, number: int = 0, at: float = T0) -> Change:
+    """A change to delivered."""
+    return Change(message_id, number, State.DELIVERED, Event(at, "delivered", number, "250 ok"), reply="250 ok")
+
+
+def deferred(message_id: str, next_at: float, number: int = 0) -> Change:
+    """A change to a later attempt."""
+    event = Event(T0, "deferred", number, "451 later")
+    return Change(message_id, number, State.PENDING, event, next_attempt_at=next_at, reply="451 later")
+
+
+async def test_message_comes_back_as_it_was_given(store: Store) -> None:
+    """Every field, the layout with its slots, and each octet of the content."""
+    layout = Layout(3, 4, "quoted-printable", (Slot(1, "open"), Slot(2, "click", "https://example.com/?a=ü")))
+    given = item(
+        "m1",
+        Recipient(0, "ann@example.net", "example.net"),
+        Recipient(1, "bob@example.org", "example.org", State.SUPPRESSED, reply="on the list"),
+        layout=layout,
+        group="Grüße",
+        login="shop",
+        provider="mailgun",
+        subject="Hello",
+        eight_bit=True,
+        smtputf8=True,
+        failed_steps=(("inline_css", "time"),),
+    )
+    await store.add(given, b"\x00\r\n\xe4\xff", 0)
+    (leased,) = await store.lease(T0, T0 + 60, 10)
+    first = attrs.evolve(given.recipients[0], attempts=1, next_attempt_at=leased.item.recipients[0].next_attempt_at)
+    assert leased.item == attrs.evolve(given, recipients=(first,))
+    assert await store.content("m1") == b"\x00\r\n\xe4\xff"
+
+
+async def test_leased_recipient_is_nobody_elses_until_the_lease_ends(store: Store) -> None:
+    """Two workers never attempt the same recipient; one that vanished loses it after a while."""
+    await store.add(item(), b"content", 0)
+    assert len(await store.lease(T0, T0 + 60, 10)) == 1
+    assert await store.lease(T0 + 59, T0 + 120, 10) == []
+    (again,) = await store.lease(T0 + 60, T0 + 120, 10)
+    assert again.item.recipients[0].attempts == 2
+
+
+async def test_message_added_with_a_lease_is_the_callers(store: Store) -> None:
+    """Who accepts a message may attempt it at once, and the queue takes over only when that comes to nothing."""
+    await store.add(item(), b"content", T0 + 60)
+    assert await store.lease(T0 + 59, T0 + 120, 10) == []
+    assert len(await store.lease(T0 + 60, T0 + 120, 10)) == 1
+
+
+async def test_message_is_not_due_before_its_time(store: Store) -> None:
+    """Scheduled mail waits; the time of each recipient's next attempt counts."""
+    waiting = Recipient(0, "ann@example.net", "example.net", next_attempt_at=T0 + 3600)
+    await store.add(item("m1", waiting, not_before=T0 + 3600), b"content", 0)
+    assert await store.lease(T0 + 3599, T0 + 4000, 10) == []
+    assert len(await store.lease(T0 + 3600, T0 + 4000, 10)) == 1
+
+
+async def test_settled_recipients_are_done(store: Store) -> None:
+    """A final recipient never comes again, whatever is said of it later."""
+    await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    await store.settle([delivered("m1", 0), deferred("m1", T0 + 100, 1)], T0)
+    await store.settle([deferred("m1", T0, 0)], T0)
+    (left,) = await store.lease(T0 + 100, T0 + 200, 10)
+    assert [each.number for each in left.item.recipients] == [1]
+    assert left.item.recipients[0].reply == "451 later"
+    history = await store.history("m1")
+    assert history is not None
+    assert [each.state for each in history.item.recipients] == [State.DELIVERED, State.PENDING]
+    assert [event.kind for event in history.events] == ["received", "delivered", "deferred"]
+
+
+async def test_destination_with_much_does_not_hold_up_the_others(store: Store) -> None:
+    """What is taken is spread over the destinations that have something due."""
+    for number in range(30):
+        await store.add(item(f"big{number}", *recipients("big.example")), b"content", 0)
+    await store.add(item("small", *recipients("small.example"), received_at=T0 + 1), b"content", 0)
+    taken = [each.item.id for each in await store.lease(T0 + 2, T0 + 60, 10)]
+    assert "small" in taken
+    assert len(taken) == 10
+
+
+async def test_destinations_can_be_left_alone(store: Store) -> None:
+    """One that just failed is not asked for, however much there is for it."""
+    for number in range(20):
+        await store.add(item(f"dead{number}", *recipients("dead.example")), b"content", 0)
+    await store.add(item("alive", *recipients("alive.example")), b"content", 0)
+    taken = await store.lease(T0, T0 + 60, 10, {"dead.example"})
+    assert [each.item.id for each in taken] == ["alive"]
+
+
+async def test_limit_counts_recipients(store: Store) -> None:
+    """No more is taken than there is room for."""
+    await store.add(item("m1", *recipients(*["a.example"] * 8)), b"content", 0)
+    (first,) = await store.lease(T0, T0 + 60, 5)
+    (rest,) = await store.lease(T0, T0 + 60, 5)
+    assert (len(first.item.recipients), len(rest.item.recipients)) == (5, 3)
+
+
+async def test_large_content_comes_back(store: Store) -> None:
+    """A message of some megabytes is kept like a small one."""
+    content = bytes(range(256)) * 20_000
+    await store.add(item(size_octets=len(content)), content, 0)
+    assert await store.content("m1") == content
+
+
+async def test_content_of_an_unknown_message_is_damage(store: Store) -> None:
+    """There is nothing to send, and that is told."""
+    with pytest.raises(DamagedError, match="not in the store"):
+        await store.content("nobody")
+
+
+async def test_damaged_message_is_set_aside_and_seen(store: Store) -> None:
+    """It is attempted no more, and not forgotten: it stands in the queue's depth and in its own history."""
+    await store.add(item(), b"content", 0)
+    await store.set_aside("m1", "its content is not what was kept", T0)
+    assert await store.lease(T0 + 1e6, T0 + 2e6, 10) == []
+    depth = await store.depth()
+    assert (depth.pending, depth.set_aside) == (0, 1)
+    history = await store.history("m1")
+    assert history is not None
+    assert history.events[-1] == Event(T0, "set_aside", None, "its content is not what was kept")
+
+
+async def test_figures_count_each_group_by_day(store: Store) -> None:
+    """Messages, recipients and attempts, by the group of the message and the day of the event."""
+    await store.add(item("m1", *recipients("a.example", "b.example"), group="orders"), b"content", 0)
+    suppressed = Recipient(0, "x@a.example", "a.example", State.SUPPRESSED)
+    await store.add(item("m2", suppressed), b"content", 0)
+    await store.settle([delivered("m1", 0), deferred("m1", T0 + 1, 1)], T0)
+    bounced = Change("m1", 1, State.BOUNCED, Event(T0, "bounced", 1, "550 unknown"))
+    await store.settle([bounced], T0 + 86_400)
+    figures = {(each.day, each.group): each for each in await store.report()}
+    first = figures[DAY, "orders"]
+    assert (first.received, first.sent, first.delivered, first.deferred, first.bounced) == (1, 2, 1, 1, 0)
+    assert figures["2026-09-22", "orders"].bounced == 1
+    assert (figures[DAY, UNGROUPED].received, figures[DAY, UNGROUPED].suppressed) == (1, 1)
+    assert [each.group for each in await store.report(group="orders")] == ["orders", "orders"]
+    assert [each.day for each in await store.report(since_day="2026-09-22")] == ["2026-09-22"]
+
+
+async def test_notices_of_ours_are_in_no_figures(store: Store) -> None:
+    """A bounce is nobody's campaign."""
+    await store.add(item("n1", notice=True), b"content", 0)
+    await store.settle([delivered("n1")], T0)
+    assert await store.report() == []
+
+
+async def test_opens_and_clicks_are_counted_once_for_each_recipient_and_each_time(store: Store) -> None:
+    """Unique and total, with the target in the timeline; what is not known counts for nothing."""
+    await store.add(item("m1", *recipients("a.example", "a.example"), group="orders"), b"content", 0)
+    for number in (0, 0, 1):
+        assert await store.hit("opened", "m1", number, "", T0)
+    assert await store.hit("clicked", "m1", 1, "https://example.com/", T0)
+    assert not await store.hit("opened", "m1", 2, "", T0)
+    assert not await store.hit("clicked", "gone", 0, "https://example.com/", T0)
+    (figures,) = await store.report()
+    assert (figures.opened, figures.opened_total, figures.clicked, figures.clicked_total) == (2, 3, 1, 1)
+    history = await store.history("m1")
+    assert history is not None
+    assert Event(T0, "clicked", 1, "https://example.com/") in history.events
+
+
+async def test_suppression_list_knows_addresses_in_any_case(store: Store) -> None:
+    """Put on once, with the first reason; asked for by what the envelope says; taken off by hand."""
+    await store.suppress("Ann@Example.net", "550 5.1.1 unknown", T0)
+    await store.suppress("ann@example.net", "later", T0 + 1)
+    assert await store.suppressed(["ANN@example.net", "bob@example.net"]) == {"ANN@example.net"}
+    assert await store.suppressed([]) == frozenset()
+    (kept,) = await store.suppressions()
+    assert (kept.address, kept.since, kept.reason) == ("ann@example.net", T0, "550 5.1.1 unknown")
+    assert await store.unsuppress("ANN@example.NET")
+    assert not await store.unsuppress("ann@example.net")
+    assert await store.suppressions() == []
+
+
+async def test_depth_tells_what_waits(store: Store) -> None:
+    """Recipients that are not final, and the age of the oldest message among them."""
+    assert (await store.depth()).pending == 0
+    await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0)
+    await store.add(item("m2", received_at=T0 + 5), b"content", 0)
+    depth = await store.depth()
+    assert (depth.pending, depth.oldest_at) == (3, T0)
+    await store.settle([delivered("m1", 0), delivered("m1", 1)], T0)
+    depth = await store.depth()
+    assert (depth.pending, depth.oldest_at) == (1, T0 + 5)
+
+
+async def test_queue_lists_what_is_pending_oldest_first(store: Store) -> None:
+    """With the recipients that still wait, and with as many messages as asked for."""
+    await store.add(item("new", received_at=T0 + 5), b"content", 0)
+    await store.add(item("old", *recipients("a.example", "b.example")), b"content", 0)
+    await store.settle([delivered("old", 0)], T0)
+    listed = await store.queue(10)
+    assert [each.id for each in listed] == ["old", "new"]
+    assert [each.number for each in listed[0].recipients] == [1]
+    assert [each.id for each in await store.queue(1)] == ["old"]
+
+
+async def test_retry_makes_due_at_once(store: Store) -> None:
+    """One message, or all of them; what is final stays as it is."""
+    for name in ("m1", "m2"):
+        await store.add(item(name), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    await store.settle([deferred("m1", T0 + 9000), deferred("m2", T0 + 9000)], T0)
+    assert await store.retry("m1", T0 + 1) == 1
+    assert [each.item.id for each in await store.lease(T0 + 1, T0 + 60, 10)] == ["m1"]
+    assert await store.retry(None, T0 + 2) == 2
+    assert await store.retry("nobody", T0 + 2) == 0
+
+
+async def test_sweep_forgets_old_final_messages_and_keeps_figures(store: Store) -> None:
+    """Content and timeline go after their time, pending messages never do."""
+    content = b"x" * 400_000
+    await store.add(item("done"), content, 0)
+    await store.add(item("waits"), b"content", 0)
+    await store.settle([delivered("done")], T0)
+    assert await store.sweep(T0 + 99, 100) == 0
+    assert await store.sweep(T0 + 101, 100) == 1
+    assert await store.history("done") is None
+    assert await store.history("waits") is not None
+    assert sum(each.delivered for each in await store.report()) == 1
+
+
+async def test_notes_stand_in_the_timeline(store: Store) -> None:
+    """What the core tells of a message besides attempts."""
+    await store.add(item(), b"content", 0)
+    await store.note("m1", Event(T0 + 1, "bounce_told", None, "n1"))
+    history = await store.history("m1")
+    assert history is not None
+    assert history.events[-1].kind == "bounce_told"
+
+
+async def test_crash_after_add_loses_nothing(store: Store, reopen: Reopen) -> None:
+    """What add was told is there after the process went away without a word."""
+    large = b"y" * 500_000
+    await store.add(item("small"), b"content", 0)
+    await store.add(item("large"), large, 0)
+    await store.suppress("gone@example.net", "550", T0)
+    again = await reopen()
+    assert {each.item.id for each in await again.lease(T0, T0 + 60, 10)} == {"small", "large"}
+    assert await again.content("large") == large
+    assert await again.content("small") == b"content"
+    assert len(await again.suppressions()) == 1
+
+
+async def test_crash_in_an_attempt_makes_it_due_again_when_the_lease_ends(store: Store, reopen: Reopen) -> None:
+    """The next attempt's time was written before the attempt began."""
+    await store.add(item(), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    again = await reopen()
+    assert await again.lease(T0 + 59, T0 + 120, 10) == []
+    assert len(await again.lease(T0 + 60, T0 + 120, 10)) == 1
+
+
+async def test_many_at_once_are_all_kept(store: Store) -> None:
+    """Of work that is committed together each fails or succeeds by itself: an id that exists is refused."""
+    await store.add(item("taken"), b"content", 0)
+    names = [*(f"m{number}" for number in range(200)), "taken"]
+    outcomes = await asyncio.gather(*(store.add(item(name), b"content", 0) for name in names), return_exceptions=True)
+    assert [isinstance(outcome, BaseException) for outcome in outcomes] == [False] * 200 + [True]
+    assert (await store.depth()).pending == 201
