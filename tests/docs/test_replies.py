@@ -116,6 +116,8 @@ def test_app_hears_of_the_platforms_failures_what_the_docs_say(
 ) -> None:
     """A failure on the way to the platform is 451, in the words of the table."""
     with site(tmp_path) as here:
+        # The connection made at start is in the way: wait until it rests in the pool, else it may miss the script.
+        here.proxy.wait_for_metric("cmail_proxy_upstream_connections", 1, state="idle")
         here.upstream.hang_up()
         here.upstream.script({stage: said})
         with here.client() as client:

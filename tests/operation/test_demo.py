@@ -38,8 +38,12 @@ BEFORE = {
     '"filters": {"opentrack": {"settings": {"enable": 1}}, "clicktrack": {"settings": {"enable": 0}}}}',
 }
 
-# Gives the program a terminal of its own, as a login shell would: Ctrl-C there reaches all its processes.
-ON_TERMINAL = "import os, sys; os.login_tty(int(sys.argv[1])); os.execv(sys.argv[2], sys.argv[2:])"
+# Gives the program a terminal of its own, as a login shell would: Ctrl-C there reaches all its processes, whatever this
+# process was told to ignore (nohup and background jobs ignore SIGINT, and children inherit that).
+ON_TERMINAL = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.login_tty(int(sys.argv[1])); "
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
 
 
 class Place:
