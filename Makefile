@@ -30,7 +30,8 @@ $(BIN)/python:
 		echo "make: $(VENV) with $$("$$python" --version)"; \
 		exec "$$python" -m venv --clear $(VENV); \
 	done; \
-	echo "make: no Python 3.11 or newer with venv and ensurepip found; name one with PYTHON=" >&2; exit 1
+	echo "make: $(if $(PYTHON),$(PYTHON) is,there is) no Python 3.11 or newer with venv and ensurepip;" \
+		"name $(if $(PYTHON),another,one) with PYTHON=" >&2; exit 1
 
 $(BASE): constraints.txt pyproject.toml | $(BIN)/python
 	@echo "make: installing what the proxy needs (constraints.txt)"

@@ -123,8 +123,13 @@ def check_command(config: Path | None) -> None:
         rules = f"{book.count} rules of {', '.join(file.provider for file in book.engine.files)}"
     except ProblemsError as error:
         problems.extend(error.problems)
+    # What is wrong with the names of the files was told; to look into them would only say so in other words.
+    told = {(problem.file, problem.line, problem.key) for problem in problems}
+    misnamed = any(settings.source.place(f"tls.{key}") in told for key in ("certificate_file", "key_file"))
+    files = None if misnamed else settings.tls.certificate_file
     try:  # without the parts that would make files
-        Certificates(attrs.evolve(settings.tls, self_signed=False, names=()), settings.data_dir, settings.hostname)
+        tls = attrs.evolve(settings.tls, self_signed=False, names=(), certificate_file=files)
+        Certificates(tls, settings.data_dir, settings.hostname)
         TokenStore(settings.data_dir / TOKENS_FILE)
     except ProblemsError as error:
         problems.extend(error.problems)

@@ -122,7 +122,7 @@ class Patience:
 
     Args:
         quick_seconds: A worker that lives for less died at start.
-        quick_deaths: So many in a row are borne; one more ends the program.
+        quick_deaths: So many in a row are borne while no worker has served yet; one more ends the program.
         first_pause_seconds: Before the first restart; doubled each time a worker dies at start.
         longest_pause_seconds: Pauses grow no longer.
         look_seconds: Between two questions to each worker.
@@ -218,6 +218,7 @@ class _Worker:
         self.number = number
         self.process: Process | None = None
         self.control: _Control | None = None
+        self.died = False
         self.gone()
 
     def gone(self) -> None:
@@ -240,6 +241,7 @@ class _Supervisor:
         self._places = places
         self._workers = [_Worker(number) for number in range(1, crew.workers + 1)]
         self._stopping = asyncio.Event()
+        self._served = False
         self._exit_code = 0
         self._health = Health()
         self._metrics = SupervisorMetrics()
@@ -287,22 +289,30 @@ class _Supervisor:
     # Processes
 
     async def _keep(self, worker: _Worker) -> None:
-        """Keep a place filled until the end."""
+        """
+        Keep a place filled until the end.
+
+        Nobody can use a program of which no worker ever served, so that one ends and says why. Once mail was taken, a
+        place that cannot be filled costs only its share: the healthy workers serve on, and it is tried for ever, since
+        what keeps it empty (a broken rule file, an expired certificate, no memory) may be mended at any time.
+        """
         patience = self._crew.patience
-        quick = 0
+        quick, pause = 0, 0.0
         while not self._stopping.is_set():
             began = monotonic()
             how = await self._fill(worker)
             if self._stopping.is_set():
                 break
             quick = quick + 1 if monotonic() - began < patience.quick_seconds else 0
-            if quick > patience.quick_deaths:
+            if quick > patience.quick_deaths and not self._served:
                 self._log.error("worker_given_up", worker=worker.number, how=how, deaths_at_start=quick)
                 self._exit_code = 1
                 self._stop(f"worker {worker.number} dies at start")
                 break
-            pause = min(patience.first_pause_seconds * 2 ** max(quick - 1, 0), patience.longest_pause_seconds)
+            pause = min(2 * pause if quick > 1 else patience.first_pause_seconds, patience.longest_pause_seconds)
             self._log.error("worker_died", worker=worker.number, how=how, restart_in_seconds=pause)
+            worker.died = True
+            self._judge()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
@@ -406,19 +416,21 @@ class _Supervisor:
         return True
 
     def _judge(self) -> None:
-        """Sum up the health of all workers."""
-        if not self._health.started and all(worker.started for worker in self._workers):
+        """Sum up the health of all workers: the program is ready while one of them is, for that one gets the mail."""
+        started = sum(worker.started for worker in self._workers)
+        self._served = self._served or started > 0
+        # A worker that failed is not waited for; the others are, so that all that can serve do when the mail comes.
+        if not self._health.started and started and all(worker.started or worker.died for worker in self._workers):
             self._health.started = True
             self._log.info(
                 "listening",
                 listeners=[{"address": address, "port": port} for address, port in self._places],
                 probes={"address": self._crew.probes[0], "port": self._probes_port},
                 relay=self._crew.relay,
-                workers=len(self._workers),
+                workers=started,
             )
-        self._health.reasons = {
-            f"worker {worker.number}": "; ".join(worker.obstacles) for worker in self._workers if worker.obstacles
-        }
+        reasons = {f"worker {each.number}": "; ".join(each.obstacles) for each in self._workers if each.obstacles}
+        self._health.reasons = reasons if len(reasons) == len(self._workers) else {}
 
     async def _render(self) -> bytes:
         await asyncio.gather(*(self._ask(worker, "snapshot") for worker in self._workers))

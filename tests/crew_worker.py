@@ -1,8 +1,9 @@
 """
 A worker as small as can be, for the tests of the supervisor: to each connection it says its number and process id.
 
-What else it does comes as words in ``CREW_WORKER``: ``die`` exits with code 3 at once, ``deaf`` ignores SIGTERM,
-``mute`` never answers its parent, ``sick`` is not ready. Lines a connection sends are counted, and the line ``crash``
+What else it does comes as words in ``CREW_WORKER``: ``die`` exits with code 3 at once, ``die:2`` does so only in worker
+2, and a path while there is such a file (it stands for a broken rule file); ``deaf`` ignores SIGTERM, ``mute`` never
+answers its parent, ``sick`` is not ready. Lines a connection sends are counted, and the line ``crash``
 ends the process without a word.
 """
 
@@ -10,10 +11,16 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 
 from proxy.record.metrics import Metrics
 from proxy.supervisor import WorkerChannel, WorkerPlace
 from proxy.web.health import Health
+
+
+def dies_at_start(words: list[str], number: int) -> bool:
+    """Tell whether this worker is to exit at once."""
+    return any(word in ("die", f"die:{number}") or (word[0] == "/" and Path(word).exists()) for word in words)
 
 
 async def main() -> int:
@@ -22,7 +29,7 @@ async def main() -> int:
     place = WorkerPlace.take(os.environ)
     if place is None or "CMAIL_PROXY_WORKER" in os.environ:
         return 2
-    if "die" in words:
+    if dies_at_start(words, place.number):
         return 3
     metrics = Metrics("1.2.3", ["test"])
     health = Health()

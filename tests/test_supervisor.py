@@ -238,18 +238,76 @@ def test_worker_that_dies_is_restarted_and_its_counters_are_kept(parents: Callab
 
 
 def test_connections_go_to_the_other_worker_while_one_is_down(parents: Callable[..., Parent]) -> None:
-    """Between death and restart of a worker no client waits for it, and readiness names it."""
+    """Between death and restart of a worker no client waits for it; the program is ready, and a metric shows one."""
     parent = parents(patience={"first_pause_seconds": 60}).ready()
     victim = clients_of_all(parent.port, 2)[1]
     victim.socket.sendall(b"crash\n")
     parent.event("worker_died", worker=1)
-    assert parent.get("/readyz") == (503, "worker 1: not running\n")
+    assert parent.get("/readyz") == (200, "ready\n")
     assert parent.get("/livez") == (200, "live\n")
+    assert parent.sample("workers_running") == 1
     assert {Client(parent.port).close().worker for _ in range(30)} == {2}
     assert parent.end() == 0
 
 
-def test_worker_that_dies_at_start_too_often_ends_the_program(parents: Callable[..., Parent]) -> None:
+def test_program_is_not_ready_when_no_worker_is(parents: Callable[..., Parent]) -> None:
+    """When the last worker dies, readiness says so of each; the program lives on and fills their places."""
+    parent = parents(patience={"first_pause_seconds": 60}).ready()
+    for number, client in clients_of_all(parent.port, 2).items():
+        client.socket.sendall(b"crash\n")
+        parent.event("worker_died", worker=number)
+    assert parent.get("/readyz") == (503, "worker 1: not running\nworker 2: not running\n")
+    assert parent.get("/livez") == (200, "live\n")
+    assert parent.end() == 0
+
+
+def test_worker_that_cannot_restart_is_tried_for_ever_while_the_others_serve(
+    parents: Callable[..., Parent], tmp_path: Path
+) -> None:
+    """
+    Once mail was taken, no number of deaths at start ends the program: pauses grow to the longest and stay there, the
+    other worker serves on, and when the cause is mended the place is filled.
+    """
+    broken = tmp_path / "broken"
+    patience = {"quick_deaths": 1, "first_pause_seconds": 0.01, "longest_pause_seconds": 0.03}
+    parent = parents(2, str(broken), patience=patience).ready()
+    clients = clients_of_all(parent.port, 2)
+    broken.touch()
+    clients[1].socket.sendall(b"crash\n")
+    deaths = [parent.event("worker_died", worker=1) for _ in range(6)]
+    assert [death["restart_in_seconds"] for death in deaths] == [0.01, 0.02, 0.03, 0.03, 0.03, 0.03]
+    assert [death["how"] for death in deaths] == ["exit code 9", *["exit code 3"] * 5]
+    assert parent.get("/readyz") == (200, "ready\n")
+    clients[2].count()
+    broken.unlink()
+    again = clients_of_all(parent.port, 2)
+    assert again[2].pid == clients[2].pid
+    assert parent.end() == 0
+    assert "worker_given_up" not in [event["event"] for event in parent.events]
+
+
+def test_pauses_are_counted_for_ever(parents: Callable[..., Parent]) -> None:
+    """A place that is tried for days costs no more than one tried for minutes: the doubling of its pauses ends."""
+    patience = {"quick_deaths": 10**9, "first_pause_seconds": 1e-4, "longest_pause_seconds": 1e-4}
+    parent = parents(1, command=["/nonexistent/program"], patience=patience)
+    for _ in range(1100):  # 2.0 ** 1024 is no number any more
+        assert parent.event("worker_died")["restart_in_seconds"] == 1e-4
+    assert parent.end() == 0
+
+
+def test_program_is_up_with_the_workers_that_can_start(parents: Callable[..., Parent]) -> None:
+    """A worker that never starts is not waited for: with the other one mail is taken, and its place is tried on."""
+    patience = {"quick_deaths": 3, "first_pause_seconds": 0.2, "longest_pause_seconds": 0.8}
+    parent = parents(2, "die:2", patience=patience).ready()
+    assert parent.event("listening")["workers"] == 1
+    assert parent.get("/readyz") == (200, "ready\n")
+    for _ in range(5):
+        parent.event("worker_died", worker=2)
+    assert Client(parent.port).close().worker == 1
+    assert parent.end() == 0
+
+
+def test_worker_that_dies_at_start_too_often_ends_a_program_that_never_served(parents: Callable[..., Parent]) -> None:
     """Restarts are paused for longer each time, and after so many deaths at start the program ends with exit code 1."""
     patience = {"quick_deaths": 3, "first_pause_seconds": 0.01, "longest_pause_seconds": 0.03}
     parent = parents(1, "die", patience=patience)
@@ -260,7 +318,7 @@ def test_worker_that_dies_at_start_too_often_ends_the_program(parents: Callable[
     assert parent.process.wait(WAIT_SECONDS) == 1
 
 
-def test_worker_that_cannot_be_started_ends_the_program(parents: Callable[..., Parent]) -> None:
+def test_worker_that_cannot_be_started_ends_a_program_that_never_served(parents: Callable[..., Parent]) -> None:
     """A command that does not exist is a death at start, told with its reason."""
     patience = {"quick_deaths": 1, "first_pause_seconds": 0.01}
     parent = parents(1, command=["/nonexistent/program"], patience=patience)
@@ -269,7 +327,7 @@ def test_worker_that_cannot_be_started_ends_the_program(parents: Callable[..., P
     assert parent.process.wait(WAIT_SECONDS) == 1
 
 
-def test_not_ready_worker_makes_the_whole_not_ready(parents: Callable[..., Parent]) -> None:
+def test_no_ready_worker_makes_the_whole_not_ready(parents: Callable[..., Parent]) -> None:
     """Readiness gives the reasons of each worker; liveness and start do not depend on them."""
     parent = parents(2, "sick").ready()
     reasons = "worker 1: upstream: no connection\nworker 2: upstream: no connection\n"
@@ -301,16 +359,16 @@ def test_mute_worker_is_killed_and_replaced(parents: Callable[..., Parent]) -> N
 
 def test_worker_that_stops_answering_is_not_ready_and_then_replaced(parents: Callable[..., Parent]) -> None:
     """Readiness names a worker that hangs, metrics still show what it said last, and in the end another takes over."""
-    parent = parents(2, patience={"unanswered": 2, "first_pause_seconds": 0.01}).ready()
-    clients = clients_of_all(parent.port, 2)
-    clients[1].count()
+    parent = parents(1, patience={"unanswered": 2, "first_pause_seconds": 0.01}).ready()
+    client = Client(parent.port)
+    client.count()
     assert parent.sample("messages_received_total", listener="test") == 1
-    os.kill(clients[1].pid, signal.SIGSTOP)
+    os.kill(client.pid, signal.SIGSTOP)
     eventually(lambda: parent.get("/readyz") == (503, "worker 1: does not answer\n"))
     assert parent.sample("messages_received_total", listener="test") == 1
-    assert parent.event("worker_hung")["pid"] == clients[1].pid
+    assert parent.event("worker_hung")["pid"] == client.pid
     eventually(lambda: parent.get("/readyz") == (200, "ready\n"))
-    assert clients_of_all(parent.port, 2)[1].pid != clients[1].pid
+    assert Client(parent.port).close().pid != client.pid
 
 
 def test_workers_end_when_the_parent_is_killed(parents: Callable[..., Parent]) -> None:

@@ -85,7 +85,7 @@ def _run(folder: Path, port: int, started: list[subprocess.Popen[str]]) -> int:
     click.echo(f"proxy on 127.0.0.1:{port}, sink on 127.0.0.1:{sink_port}\n")
     for number, sample in enumerate(SAMPLES, 1):
         _send(port, sample)
-        _show(sample, _arrived(received / f"{number:02d}.eml"))
+        _show(sample, _arrived(received / f"{number:02d}.eml"), _lost(log, number))
     _tell(folder, settings, log, port, probes)
     if sys.stdin.isatty():
         click.echo("\nStill running, for mail of your own. Ctrl-C ends it.")
@@ -141,13 +141,19 @@ def _first_line(process: subprocess.Popen[str], name: str) -> str:
 def _listening(proxy: subprocess.Popen[str], log: Path) -> Any:
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
-        for line in log.read_text("utf-8").splitlines():
-            if '"listening"' in line:
-                return json.loads(line)
+        for event in _events(log, "listening"):
+            return event
         if proxy.poll() is not None:
             raise DemoError(f"the proxy did not start:\n{log.read_text('utf-8')}")
         time.sleep(0.05)
     raise DemoError(f"the proxy was not ready within {_START_SECONDS:g} s:\n{log.read_text('utf-8')}")
+
+
+def _events(log: Path, name: str) -> list[Any]:
+    """Read the log's lines for an event; the last may be half written, and warnings on settings are no JSON."""
+    whole = log.read_text("utf-8").rpartition("\n")[0]
+    events = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+    return [event for event in events if event["event"] == name]
 
 
 def _send(port: int, sample: Sample) -> None:
@@ -165,14 +171,27 @@ def _arrived(path: Path) -> Message:
     return message_from_bytes(path.read_bytes())
 
 
-def _show(sample: Sample, after: Message) -> None:
+def _lost(log: Path, number: int) -> list[str]:
+    """Read in the proxy's line of that message what of it has no counterpart."""
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:  # the line is written behind the reply
+        lines = _events(log, "message")
+        if len(lines) >= number:
+            return [f"{each['source']} ({each['loses']})" for each in lines[number - 1]["lost"]]
+        time.sleep(0.02)
+    raise DemoError(f"the proxy wrote no line about message {number}")
+
+
+def _show(sample: Sample, after: Message, lost: list[str]) -> None:
     left, right = (_lines(message) for message in (sample.message(), after))
     click.secho(sample.title, bold=True)
     click.echo(f"  {'before (what the app sent)':<{_COLUMN}}  after (what the platform received)")
     for index in range(max(len(left), len(right))):
         first = left[index] if index < len(left) else ""
         second = right[index] if index < len(right) else ""
-        click.echo(f"  {first:<{_COLUMN}}  {second}")
+        click.echo(f"  {first:<{_COLUMN}}  {second}".rstrip())
+    if lost:
+        click.echo(f"  not passed on: {', '.join(lost)}")
     click.echo()
 
 

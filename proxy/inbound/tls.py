@@ -175,7 +175,9 @@ class _Served:
         try:
             _check_key(key)
         except ValueError as error:
-            problems.append(self._key_problem(str(error)))
+            # A file for both that is not there is one mistake.
+            if not (isinstance(key, str) and problems and self._key_file == self._certificate_file):
+                problems.append(self._key_problem(str(error)))
         if problems:
             raise ProblemsError(problems)
         return ends

@@ -1,7 +1,8 @@
 """
 What settings must have in common, and what an operator should know about them before they serve.
 
-Single values were checked when they were read. The file system is looked at only for certificates and issued tokens.
+Single values were checked when they were read. The file system is looked at only for certificates and issued tokens;
+what is in the certificates of listeners is for ``inbound.tls`` to say, which reads them again when they change.
 """
 
 import ipaddress
@@ -183,6 +184,10 @@ def _certificate(settings: Settings) -> Iterator[Finding]:
         reason = _unreadable(path) if path else ""
         if reason:
             yield settings.source.problem(key, f"'{path}', which cannot be read: {reason}", "a file in PEM form")
+        elif path and key == "relay.ca_file" and not _vouches(path):
+            found = f"'{path}', which holds no certificate that can be read"
+            hint = "of the authority that signed the certificate of relay.host"
+            yield settings.source.problem(key, found, "certificates in PEM form", hint)
 
 
 def _data_dir(settings: Settings) -> Iterator[Finding]:
@@ -202,6 +207,18 @@ def _unreadable(path: Path) -> str:
     except OSError as error:
         return error.strerror or type(error).__name__
     return ""
+
+
+def _vouches(ca_file: Path) -> bool:
+    """Tell whether there is any certificate to check others against."""
+    import ssl  # not for those who only read settings
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(ca_file)
+    except (OSError, ssl.SSLError):
+        return False
+    return context.cert_store_stats()["x509"] > 0  # a file of revocations alone is read without complaint
 
 
 def _relay(settings: Settings) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """The table of what the app hears: rows that show on the wire, one after the other."""
 
+import select
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,6 +102,22 @@ def test_wrong_password_is_answered_as_the_docs_say(here: Site) -> None:
     assert replies == [refused] * 4 + [goodbye]
 
 
+def test_app_that_never_ends_its_message_hears_what_the_docs_say(tmp_path: Path) -> None:
+    """Far behind the limit the rest is read no more: one reply, and the connection is closed."""
+    with site(tmp_path, limits={"message_octets": 1024}) as here, here.client() as client:
+        client.envelope()
+        client.send(b"Subject: hi\r\n\r\n")
+        for _ in range(64):
+            client.send(b"x" * (1 << 20))
+        while not select.select([client.sock], [], [], 0.01)[0]:  # from here on it may come at any octet
+            client.send(b"x" * 4096)
+        assert [client.reply()] == heard("A message that goes on")
+        assert client.closed()
+        line = here.proxy.event("message")
+        assert (line["outcome"], [line["reply"]]) == ("refused", heard("A message that goes on"))
+        here.serves()
+
+
 @pytest.mark.parametrize(
     ("what", "stage", "said"),
     [
@@ -116,6 +133,8 @@ def test_app_hears_of_the_platforms_failures_what_the_docs_say(
 ) -> None:
     """A failure on the way to the platform is 451, in the words of the table."""
     with site(tmp_path) as here:
+        # The connection made at start is in the way: wait until it rests in the pool, else it may miss the script.
+        here.proxy.wait_for_metric("cmail_proxy_upstream_connections", 1, state="idle")
         here.upstream.hang_up()
         here.upstream.script({stage: said})
         with here.client() as client:

@@ -16,7 +16,7 @@ import pytest
 from attrs import frozen
 
 from tests.conftest import require_tool
-from tests.docs.pages import README, ROOT, block
+from tests.docs.pages import README, ROOT, block, spans
 from tests.operation.program import environment, run
 from tests.support.proxy_process import WAIT_SECONDS
 
@@ -148,6 +148,23 @@ def test_explanation_in_the_readme_is_what_the_command_prints() -> None:
     done = run(*line[1:], cwd=ROOT)
     assert done.stdout.decode() == block(README, "text", "explain")
     assert done.returncode == 0
+
+
+def test_check_before_the_first_start_warns_of_the_platforms_defaults(tmp_path: Path) -> None:
+    """What the README runs first says ok and names each default that changes; its advice works; no file is made."""
+    config = tmp_path / "first.yaml"
+    config.write_text(block(README, "yaml", "first.yaml"), "utf-8")
+    line = command(block(README, "sh", "check"))
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.startswith("ok: ")
+    warned = done.stderr.splitlines()
+    assert [each for each in warned if "X-Cmail-TrackOpens, X-Cmail-TrackClicks, X-Cmail-InlineCSS" in each]
+    assert [each for each in warned if not each.startswith("warning: rules.when_absent: platform: ")] == []
+    (advice,) = [span for span in spans(README) if span.startswith("rules: {when_absent")]
+    config.write_text(f"{config.read_text('utf-8')}{advice}\n", "utf-8")
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=30, check=True)
+    assert done.stderr == ""
+    assert [each.name for each in tmp_path.iterdir()] == ["first.yaml"]
 
 
 def test_programs_of_the_readme_come_with_the_installation() -> None:

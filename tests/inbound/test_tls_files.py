@@ -159,6 +159,17 @@ def test_missing_files_are_told_both_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_missing_file_for_both_is_told_once(tmp_path: Path) -> None:
+    """Certificate and key in one file: that it is not there is one problem."""
+    tls = Tls(certificate_file=tmp_path / "missing.pem", key_file=tmp_path / "missing.pem")
+    with pytest.raises(ProblemsError) as caught:
+        Certificates(tls, tmp_path, "mail.test")
+    assert texts(caught.value) == [
+        f"{tmp_path}/missing.pem: tls.certificate_file: found a file that cannot be read: No such file or directory; "
+        + CHAIN,
+    ]
+
+
 def test_problems_of_file_and_local_authority_are_told_at_once(tmp_path: Path) -> None:
     """A broken file does not hide that the local authority cannot be used either."""
     (tmp_path / "tls").write_text("a file where the folder should be")

@@ -246,6 +246,39 @@ def test_missing_settings_file_is_a_problem(tmp_path: Path) -> None:
     ]
 
 
+WITHOUT_KEY = (
+    "error: settings.yaml:4: tls.certificate_file: found a certificate without a key; expected tls.key_file (it may be "
+    "the same file)"
+)
+MISSING = "error: settings.yaml:4: tls.{0}: found '{1}/no.pem', which cannot be read: No such file or directory; {2}"
+IN_PEM = "expected a file in PEM form"
+
+
+def test_certificate_that_is_missing_is_one_problem_beside_the_key_that_was_not_named(tmp_path: Path) -> None:
+    """A file that is not there is told once, where the settings name it, and not again for what it should hold."""
+    code, _, errors = check(tmp_path, tls={"certificate_file": "no.pem"})
+    assert code == 1
+    assert errors == [WITHOUT_KEY, MISSING.format("certificate_file", tmp_path, IN_PEM), "cmail-proxy: 2 problems"]
+
+
+def test_certificate_without_a_key_is_one_problem(tmp_path: Path) -> None:
+    """Whether the key is in the same file is not guessed at, so nothing is said of what the file holds."""
+    (tmp_path / "crt.pem").write_text("nothing yet\n")
+    code, _, errors = check(tmp_path, tls={"certificate_file": "crt.pem"})
+    assert (code, errors) == (1, [WITHOUT_KEY, "cmail-proxy: 1 problem"])
+
+
+def test_file_that_is_missing_is_one_problem_for_each_key_that_names_it(tmp_path: Path) -> None:
+    """Both keys have to be mended, so both are told; once each."""
+    code, _, errors = check(tmp_path, tls={"certificate_file": "no.pem", "key_file": "no.pem"})
+    assert code == 1
+    assert errors == [
+        MISSING.format("certificate_file", tmp_path, IN_PEM),
+        MISSING.format("key_file", tmp_path, IN_PEM),
+        "cmail-proxy: 2 problems",
+    ]
+
+
 def test_secrets_are_not_in_what_check_says(tmp_path: Path) -> None:
     """Problems with secrets name their key and not their value."""
     code, _, errors = check(

@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT: nobody new, whoever is in the middle of a message finishes, exit code 0."""
+"""
+SIGTERM and SIGINT: nobody new, whoever is in the middle of a message finishes, exit code 0.
+
+SIGKILL: no 250 that the platform did not say.
+"""
 
 import signal
 import socket
@@ -8,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.operation.program import eventually, interrupt
-from tests.smtp_in.dialogue import QUEUED, START_MAIL
+from tests.smtp_in.dialogue import QUEUED, START_MAIL, Client
 from tests.smtp_in.site import MESSAGE, Site, site
-from tests.support.proxy_process import WAIT_SECONDS
+from tests.support.proxy_process import WAIT_SECONDS, ProxyProcess, settings
 from tests.support.upstream import STALL, Upstream
 
 CLOSING = "421 4.3.2 Shutting down, try again later"
@@ -217,6 +221,24 @@ def test_port_is_free_for_the_next_start(tmp_path: Path) -> None:
     with site(tmp_path / "second", listeners=[listener]) as here:
         assert here.port == port
         here.serves()
+
+
+def test_kill_before_the_platform_has_answered_leaves_the_app_without_a_250(tmp_path: Path) -> None:
+    """SIGKILL in the worst moment: the app hears nothing and keeps its message; a new process serves the next one."""
+    with site(tmp_path / "first", Upstream({"dot": STALL})) as here, here.client() as client:
+        client.envelope()
+        client.send(MESSAGE)
+        here.upstream.wait_for(lambda: bool(here.upstream.taken))
+        here.proxy.kill()
+        assert everything(client.sock) == b""
+        assert here.proxy.process.returncode == -signal.SIGKILL
+        here.upstream.script()
+        listener = {"address": "127.0.0.1", "port": here.port, "tls": "none", "auth": "none"}
+        values = settings(here.upstream.port, listeners=[listener], data_dir=str(tmp_path / "first" / "var"))
+        with ProxyProcess(tmp_path / "second", values) as again, Client(again.port) as retry:
+            assert retry.data(MESSAGE) == QUEUED
+            assert again.stop() == 0
+        assert len(here.upstream.taken) == 2
 
 
 def test_pipelined_message_behind_the_end_is_not_lost_silently(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.operation.program import MODULE, environment, run, taken_port, write_settings
+from tests.operation.program import MODULE, environment, line_with, run, taken_port, write_settings
 from tests.support.proxy_process import WAIT_SECONDS, ProxyProcess, settings
 from tests.support.upstream import Upstream
 
@@ -62,6 +62,19 @@ def test_port_in_use_is_told(tmp_path: Path) -> None:
         assert refusal(config_of(tmp_path, listeners=[listener])) == [
             f"cmail-proxy: listeners[0].port: 127.0.0.1:{port}: {IN_USE}"
         ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_authority_without_a_certificate_is_told(tmp_path: Path, workers: int) -> None:
+    """A relay.ca_file that vouches for nobody ends the start as any mistake in the settings does, workers or not."""
+    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
+    config = config_of(tmp_path, workers=workers, relay={"tls": "required", "ca_file": "ca.pem"})
+    assert refusal(config) == [
+        f"error: {config}:{line_with(config, 'ca_file')}: relay.ca_file: found '{tmp_path}/ca.pem', which holds no "
+        "certificate that can be read; expected certificates in PEM form (of the authority that signed the "
+        "certificate of relay.host)",
+        "cmail-proxy: 1 problem",
+    ]
 
 
 def test_all_ports_in_use_are_told_at_once(tmp_path: Path) -> None:

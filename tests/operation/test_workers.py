@@ -86,9 +86,9 @@ def test_worker_that_is_killed_is_replaced_while_the_other_serves(tmp_path: Path
         died = here.proxy.event("worker_died")
         assert (died["level"], died["worker"], died["how"]) == ("error", 1, "SIGKILL")
         assert here.proxy.get("/livez") == (200, "live\n")
+        assert here.proxy.get("/readyz") == (200, "ready\n")
         send(here, 4)  # by the one that is left
-        here.proxy.event("worker_started", 3)
-        eventually(lambda: here.proxy.get("/readyz") == (200, "ready\n"), "ready again")
+        here.proxy.event("worker_ready", 3)
         assert is_running(second)
         send(here, CLIENTS)
         here.proxy.event("message", 2 * CLIENTS + 4)
@@ -130,6 +130,29 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
         here.proxy.process.kill()
         here.proxy.process.wait(20)
         eventually(lambda: not any(is_running(pid) for pid in pids(here)), "no worker is left")
+
+
+def test_worker_that_cannot_restart_takes_nobody_down(tmp_path: Path) -> None:
+    """A rule file broken while all serve, and one crash: the other worker takes mail, until the file is mended."""
+    file = tmp_path / "rules" / "acme.yaml"
+    file.parent.mkdir()
+    text = "title: Acme\nfields: [X-Acme-*]\ntranslate:\n  - {field: X-Acme-One, to: X-Cmail-GroupName}\n"
+    file.write_text(text)
+    rules = {"providers": ["acme"], "directories": [str(file.parent)], "when_absent": "provider"}
+    with site(tmp_path, workers=2, rules=rules) as here:
+        here.proxy.event("worker_ready", 2)
+        first, _ = pids(here)
+        file.write_text("title: Acme\n")
+        here.proxy.event("rules_reload_failed", 2)
+        os.kill(first, signal.SIGKILL)
+        assert here.proxy.event("worker_died", 2)["how"] == "exit code 1"
+        assert here.proxy.get("/readyz") == (200, "ready\n")
+        send(here, 4)
+        here.proxy.event("message", 4)
+        assert len(workers_of(here)) == 1
+        file.write_text(text)
+        here.proxy.event("worker_ready", 3)
+        assert here.proxy.stop() == 0
 
 
 def test_changed_rules_are_in_force_in_every_worker(tmp_path: Path) -> None:

@@ -152,52 +152,76 @@ def test_any_message_in_any_pieces_leaves_as_it_came(
     assert passed(here, session, pieces) == wire
 
 
-CONTROLLED = (
-    b"From: App <app@example.com>\r\n"
-    b"X-Mailgun-Tag: spring\r\n sale\r\n"
-    b"x-mailgun-track-opens:no\r\n"
-    b"Subject: hi\r\n"
-    b"\r\n"
-    b"first\r\n"
-    b"..dot\r\n"
-    b"last\r\n"
-)
-TRANSLATED = (
-    b"From: App <app@example.com>\r\n"
-    b"X-Cmail-GroupName: spring sale\r\n"
-    b"X-Cmail-TrackOpens: false\r\n"
-    b"Subject: hi\r\n"
-    b"\r\n"
-    b"first\r\n"
-    b"..dot\r\n"
-    b"last\r\n"
-)
+REST = b"Subject: hi\r\n\r\nfirst\r\n..dot\r\nlast\r\n"
+
+
+def controlled(fields: bytes) -> bytes:
+    """A message with these control fields, or with what becomes of them."""
+    return b"From: App <app@example.com>\r\n" + fields + REST
+
+
+BEFORE = {
+    "mailgun": (b"X-Mailgun-Tag: spring\r\n sale\r\n", b"x-mailgun-track-opens:no\r\n"),
+    "mailjet": (b"X-Mailjet-Campaign: spring-sale\r\n", b"X-MAILJET-TRACKOPEN: 1\r\n"),
+    "mandrill": (b"X-MC-Tags: spring sale,\r\n\tshop\r\n", b"X-MC-Track: opens\r\n"),
+    "postmark": (b"X-PM-Tag: =?utf-8?q?Fr=C3=BChling?=\r\n =?utf-8?b?c2FsZQ==?=\r\n", b"X-PM-TrackOpens: true\r\n"),
+    "sendgrid": (
+        b'X-SMTPAPI: {"category": ["spring sale"],\r\n "filters": {"opentrack": {"settings": {"enable": 0}}}}\r\n',
+    ),
+}
+"""Control fields of each provider: folded, in odd case, encoded, JSON."""
+AFTER = {
+    "mailgun": b"X-Cmail-GroupName: spring sale\r\nX-Cmail-TrackOpens: false\r\n",
+    "mailjet": b"X-Cmail-GroupName: spring-sale\r\nX-Cmail-TrackOpens: true\r\n",
+    "mandrill": b"X-Cmail-GroupName: spring sale\r\nX-Cmail-TrackOpens: true\r\nX-Cmail-TrackClicks: false\r\n",
+    "postmark": b"X-Cmail-GroupName: =?utf-8?b?RnLDvGhsaW5nc2FsZQ==?=\r\nX-Cmail-TrackOpens: true\r\n",
+    "sendgrid": b"X-Cmail-GroupName: spring sale\r\nX-Cmail-TrackOpens: false\r\n",
+}
+CONTROLLED = controlled(b"".join(BEFORE["mailgun"]))
+TRANSLATED = controlled(AFTER["mailgun"])
 TURN = 0.002
 """Enough for the proxy to read what has arrived; where it is not, the same octets arrive in fewer pieces."""
 
 
-def test_message_in_segments_of_one_octet_is_translated_all_the_same(here: Relay, session: Client) -> None:
+@pytest.mark.parametrize("provider", BEFORE)
+def test_message_in_segments_of_one_octet_is_translated_all_the_same(
+    here: Relay, session: Client, provider: str
+) -> None:
     """Octet by octet, header section, body and end."""
-    stream = CONTROLLED + END
+    stream = controlled(b"".join(BEFORE[provider])) + END
     pieces = [stream[index : index + 1] for index in range(len(stream))]
-    assert passed(here, session, pieces, TURN) == TRANSLATED
+    assert passed(here, session, pieces, TURN) == controlled(AFTER[provider])
 
 
-@pytest.mark.parametrize("part", ["field", "folded-field", "blank-line", "dots", "end"])
-def test_message_split_at_every_point_is_translated_all_the_same(here: Relay, session: Client, part: str) -> None:
-    """Each split of each control field, of the blank line, of a dotted line and of the terminator."""
-    stream = CONTROLLED + END
-    where = {
-        "field": b"x-mailgun-track-opens:no\r\n",
-        "folded-field": b"X-Mailgun-Tag: spring\r\n sale\r\n",
-        "blank-line": b"hi\r\n\r\nfirst",
-        "dots": b"\r\n..dot\r\n",
-        "end": b"last\r\n.\r\n",
-    }[part]
+def splits(stream: bytes, where: bytes) -> Iterator[list[bytes]]:
+    """Cut a stream in two at every point of a part of it, both ends of the part included."""
     start = stream.index(where)
     for cut in range(start, start + len(where) + 1):
-        pieces = [piece for piece in (stream[:cut], stream[cut:]) if piece]
-        assert passed(here, session, pieces, TURN) == TRANSLATED, cut
+        yield [stream[:cut], stream[cut:]]
+
+
+@pytest.mark.parametrize("provider", BEFORE)
+def test_message_split_in_a_control_field_is_translated_all_the_same(
+    here: Relay, session: Client, provider: str
+) -> None:
+    """Each split of each control field: inside its name, its fold, its encoded word, its JSON."""
+    fields = b"".join(BEFORE[provider])
+    for pieces in splits(controlled(fields) + END, fields):
+        assert passed(here, session, pieces, TURN) == controlled(AFTER[provider]), pieces
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param(b"hi\r\n\r\nfirst", id="blank-line"),
+        pytest.param(b"\r\n..dot\r\n", id="dots"),
+        pytest.param(b"last\r\n.\r", id="end"),
+    ],
+)
+def test_message_split_at_every_point_is_translated_all_the_same(here: Relay, session: Client, where: bytes) -> None:
+    """Each split of the blank line, of a dotted line and of the terminator."""
+    for pieces in splits(CONTROLLED + END, where):
+        assert passed(here, session, pieces, TURN) == TRANSLATED, pieces
 
 
 def test_end_split_in_three_is_found(here: Relay, session: Client) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import trustme
 
 from proxy.settings import TOKENS_FILE, ProviderReference, check, load, provider_references
 
@@ -67,9 +68,19 @@ def test_issued_tokens_are_enough(tmp_path: Path) -> None:
 def test_certificate_in_one_file_with_its_key_passes(tmp_path: Path) -> None:
     """One PEM file may hold certificate and key."""
     (tmp_path / "both.pem").write_text("PEM")
-    text = f"{TOKEN}relay: {{host: smtp.example.com, ca_file: both.pem}}\n"
+    text = f"{TOKEN}relay: {{host: smtp.example.com}}\n"
     assert (
         findings(tmp_path, f"{text}tls: {{certificate_file: both.pem, key_file: both.pem, names: [a.example]}}\n") == []
+    )
+
+
+def test_authority_of_the_relay_passes(tmp_path: Path) -> None:
+    """A file with certificates is what relay.ca_file should be, whatever else is written around them."""
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    (tmp_path / "ca.pem").write_text("Our own authority:\n" + (tmp_path / "ca.pem").read_text())
+    assert (
+        findings(tmp_path, f"{TOKEN}relay: {{host: smtp.example.com, ca_file: ca.pem}}\ntls: {{self_signed: true}}\n")
+        == []
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.smtp_in.dialogue import GREETING, QUEUED, START_MAIL, Client
 from tests.smtp_in.site import MESSAGE, Site, site
-from tests.support.proxy_process import WAIT_SECONDS
+from tests.support.proxy_process import WAIT_SECONDS, ProxyProcess, settings
 from tests.support.upstream import Upstream
 
 SURPLUS = "452 4.5.3 Too many recipients"
@@ -272,6 +272,40 @@ def test_silent_client_is_dropped_and_the_others_are_not(tmp_path: Path) -> None
             assert all(client.closed() for client in silent)
             assert busy.data(MESSAGE) == QUEUED
         assert here.proxy.metric("cmail_proxy_sessions_dropped_total", reason="idle") == 4
+
+
+IMPATIENT = """
+from proxy.inbound import listeners
+listeners._CROWDED_IDLE_SECONDS = 1.0
+listeners._SWEEP_SECONDS = 0.05
+"""
+"""So that a test need not wait for ten seconds of silence."""
+
+
+def test_idle_client_makes_room_when_the_server_is_crowded(tmp_path: Path) -> None:
+    """
+    While `limits.connections` is reached, clients that only sit there are dropped, long before `limits.idle_seconds`;
+    those in a message stay, and where there is room so does everybody.
+    """
+    with Upstream() as platform:
+        values = settings(platform.port, limits={"connections": 2})
+        with ProxyProcess(tmp_path, values, first=IMPATIENT) as proxy, Client(proxy.port) as idle:
+            time.sleep(1.5)
+            assert idle.say("NOOP") == "250 2.0.0 OK"
+            assert proxy.metric("cmail_proxy_sessions_dropped_total") == 0
+            with Client(proxy.port, greeted=False) as busy:
+                busy.send(b"EHLO app.example.com\r\nMAIL FROM:<app@example.com>\r\n")
+                assert idle.reply() == "421 4.4.2 Timeout, closing"
+                assert idle.closed()
+                assert [busy.reply()[:4] for _ in range(3)] == ["220 ", "250-", "250 "]
+                with Client(proxy.port, greeted=False) as newcomer:
+                    assert newcomer.reply() == GREETING
+                    assert newcomer.reply() == "421 4.4.2 Timeout, closing"
+                assert busy.say("RCPT TO:<ann@example.net>") == "250 2.1.5 recipient fine"
+                assert busy.say("DATA") == START_MAIL
+                busy.send(MESSAGE)
+                assert busy.reply() == QUEUED
+            assert proxy.metric("cmail_proxy_sessions_dropped_total", reason="idle") == 2
 
 
 def test_500_idle_clients_stay_while_a_good_one_is_served(tmp_path: Path) -> None:

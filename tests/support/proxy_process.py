@@ -39,21 +39,27 @@ class ProxyProcess:
     """
     A running proxy; use it as a context manager.
 
+    Args:
+        first: Python code to run in the process before the program, for limits that no setting changes.
+
     Attributes:
         port: Of the first listener; ``ports`` has all of them.
         probes_port: Of /metrics and the probes.
     """
 
-    def __init__(self, folder: Path, values: dict[str, Any], environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, values: dict[str, Any], environ: dict[str, str] | None = None, first: str = ""
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.config = folder / "settings.yaml"
         self.config.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
         self.log_file = folder / "proxy.log"
+        program = ["-c", f"{first}\nfrom proxy.cli import main\nmain()"] if first else ["-m", "proxy"]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("CMAIL_PROXY_")}
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "proxy", "serve", "--config", str(self.config)],
+                [sys.executable, *program, "serve", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
