@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -384,8 +385,10 @@ def _lease(
     ]
     taken: dict[str, list[tuple[Any, ...]]] = {}
     left = limit
-    for index, name in enumerate(due):
-        share = max(1, left // (len(due) - index))  # each destination gets a part of what there is room for
+    waiting = deque(due)
+    while waiting and left > 0:
+        share = max(1, left // len(waiting))  # each destination gets a part of what there is room for
+        name = waiting.popleft()
         rows = connection.execute(
             "SELECT message_id, number, address, destination, state, attempts, next_attempt_at, reply, remote_host "
             "FROM recipient WHERE destination = ? AND state = 'pending' AND next_attempt_at <= ? "
@@ -398,10 +401,11 @@ def _lease(
             "UPDATE recipient SET next_attempt_at = ?, attempts = attempts + 1 WHERE message_id = ? AND number = ?",
             [(lease_until, row[0], row[1]) for row in rows],
         )
-        _refresh(connection, name)
         left -= len(rows)
-        if left <= 0:
-            break
+        if len(rows) == share:
+            waiting.append(name)  # it has more, perhaps, and may have what the others leave
+    for name in due:
+        _refresh(connection, name)
     leased = []
     for message_id, rows in taken.items():
         found = connection.execute(
