@@ -14,7 +14,6 @@ import os
 import resource
 import signal
 import socket
-import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,22 +25,18 @@ from proxy.inbound.service import ListenerPolicy, MessageLimits, Service
 from proxy.inbound.tls import Certificates
 from proxy.inbound.tokens import TokenStore
 from proxy.listening import BindError, bind, place
-from proxy.outbound.client import NextHop, UpstreamError
-from proxy.outbound.pool import Pool
-from proxy.outbound.relay import RelayRoute
+from proxy.parts import Parts, share
 from proxy.problems import ProblemsError
 from proxy.record.log import Log
 from proxy.record.metrics import Metrics
+from proxy.relay_parts import RelayParts
 from proxy.rulebook import RuleBook
-from proxy.settings import TOKENS_FILE, Listener, Relay, Settings
+from proxy.settings import TOKENS_FILE, Listener, Settings
 from proxy.translate.engine import Engine
 from proxy.web.health import Health
 
 _WATCH_SECONDS = 1.0
-_PROBE_SECONDS = 15.0
-_READINESS_PROBE_SECONDS = 5.0  # no slower than kubelet asks by habit (every 10 s)
 _SPARE_DESCRIPTORS = 64
-UPSTREAM = "upstream"
 
 
 class App:
@@ -65,28 +60,25 @@ class App:
         self.metrics = Metrics(__version__, [policy.name for policy, _ in self._sockets], providers)
         self._certificates = Certificates(settings.tls, settings.data_dir, settings.hostname)
         self._tokens = TokenStore(settings.data_dir / TOKENS_FILE)
-        relay = settings.relay
-        hop = next_hop(relay, settings.hostname)
-        self._pool = Pool(
-            hop,
-            share(relay.connections, settings),
-            relay.wait_seconds,
-            relay.idle_seconds,
-            relay.pause_seconds,
-            _Watcher(self),
-        )
-        self._route = RelayRoute(hop, self._pool, self.metrics.upstream_reply)
+        new_id = _ids()
+        self._parts: Parts
+        if settings.delivers:
+            from proxy.deliver_parts import DeliverParts  # and all that it imports, which route relay has no use for
+
+            self._parts = DeliverParts(settings, log, self.metrics, new_id)
+        else:
+            self._parts = RelayParts(settings, log, self.metrics, self.health)
         self._service = Service(
             hostname=settings.hostname,
             engine=self._rules.engine,
-            route=self._route,
+            route=self._parts.route,
             credentials=Credentials(settings.tokens, settings.logins, self._tokens),
             certificates=self._certificates,
             limits=_limits(settings),
             connections=share(settings.limits.connections, settings),
             log=log,
             metrics=self.metrics,
-            new_id=_ids(),
+            new_id=new_id,
         )
         self._listeners = Listeners(self._service)
         self._settings_file = _Stamp(settings.source.file)
@@ -101,11 +93,9 @@ class App:
         """Take mail from now on."""
         self.metrics.rules_reload(True, self._rules.count)
         self.metrics.certificate_reload(True, self._not_after())
-        if self.settings.relay.required_for_readiness:
-            self.health.reasons[UPSTREAM] = "the next hop was not reached yet"
+        await self._parts.start()
         await self._listeners.start(self._sockets)
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._watch_files()), loop.create_task(self._watch_upstream())]
+        self._tasks = [asyncio.get_running_loop().create_task(self._watch_files())]
         self.health.started = True
 
     async def stop(self) -> None:
@@ -117,7 +107,7 @@ class App:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._pool.close()
+        await self._parts.stop()
         self.log.info("stopped")
 
     # Background work
@@ -126,8 +116,8 @@ class App:
         """Take changed rule files, certificates and tokens into force; what is broken changes nothing."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            self._pool.tidy()
             try:
+                await self._parts.tick()
                 self._look_at_files()
             except Exception as error:  # a volume that went away, say: whatever it is, the watch goes on
                 self.metrics.internal_error("background")
@@ -159,27 +149,6 @@ class App:
             self.metrics.tokens_reload(False)
             self._tell("tokens_reload_failed", error)
 
-    async def _watch_upstream(self) -> None:
-        """Reach out at start, and again while the last attempt failed; readiness depends on it only if so set."""
-        required = self.settings.relay.required_for_readiness
-        first = True
-        while True:
-            try:
-                if first or required or self._pool.last_error is not None:
-                    await self._reach_out()
-                first = False
-            except Exception as error:  # as above
-                self.metrics.internal_error("background")
-                self.log.error("internal_error", task="watch_upstream", exc=error)
-            await asyncio.sleep(_READINESS_PROBE_SECONDS if required else _PROBE_SECONDS)
-
-    async def _reach_out(self) -> None:
-        error = await self._pool.probe()
-        if error is None:
-            self.health.reasons.pop(UPSTREAM, None)
-        elif self.settings.relay.required_for_readiness:
-            self.health.reasons[UPSTREAM] = f"the next hop cannot be reached: {error}"
-
     def _not_after(self) -> float:
         not_after = self._certificates.not_after
         return not_after.timestamp() if not_after is not None else 0.0
@@ -207,60 +176,6 @@ class _Stamp:
         except OSError:
             stat = None
         return stat and (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-
-
-class _Watcher:
-    """Passes what the pool tells on to metrics and log."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-
-    def connection_opened(self, seconds: float) -> None:
-        self._app.health.reasons.pop(UPSTREAM, None)
-        self._app.metrics.connection_opened(seconds)
-        self._app.log.debug("upstream_connected", seconds=round(seconds, 6))
-
-    def connection_failed(self, error: UpstreamError) -> None:
-        self._app.metrics.connection_failed(error)
-        self._tell(error)
-
-    def connection_lost(self, error: UpstreamError) -> None:
-        self._app.metrics.connection_lost(error)
-        self._tell(error)
-
-    def _tell(self, error: UpstreamError) -> None:
-        relay = self._app.settings.relay
-        self._app.log.error(
-            "upstream_failed", relay=f"{relay.host}:{relay.port}", stage=error.stage, reason=error.reason
-        )
-
-    def pool_changed(self, busy: int, idle: int) -> None:
-        self._app.metrics.pool_changed(busy, idle)
-
-
-def next_hop(relay: Relay, hostname: str) -> NextHop:
-    """Describe the platform as the client wants it."""
-    context: ssl.SSLContext | None = None
-    if relay.tls in ("required", "implicit"):
-        context = ssl.create_default_context(cafile=str(relay.ca_file) if relay.ca_file else None)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-    elif relay.tls == "opportunistic":
-        # Whoever could forge the certificate could as well hide STARTTLS; this keeps out those who only listen.
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return NextHop(
-        host=relay.host or "",
-        port=relay.port,
-        tls=relay.tls,
-        context=context,
-        helo_name=hostname,
-        username=relay.username or "",
-        password=relay.password.reveal() if relay.password else "",
-        connect_seconds=relay.connect_seconds,
-        reply_seconds=relay.reply_seconds,
-        final_reply_seconds=relay.final_reply_seconds,
-    )
 
 
 def listener_policy(listener: Listener, sock: socket.socket) -> ListenerPolicy:
@@ -378,11 +293,6 @@ def tell_warnings(log: Log, settings: Settings, engine: Engine) -> None:
     """Log what ``check`` would warn of in the rules: not everybody runs it."""
     for text in rulebook.warnings(settings, engine):
         log.warning("settings_warning", text=text)
-
-
-def share(limit: int, settings: Settings) -> int:
-    """Give the part of a limit that each worker holds to, rounded up."""
-    return -(-limit // settings.workers)
 
 
 def stop_event() -> asyncio.Event:

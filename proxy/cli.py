@@ -30,7 +30,24 @@ _CONFIG = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Commands, of which those about the store are imported when one is asked for: ``serve`` starts fast."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *_OF_THE_STORE])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name in _OF_THE_STORE:
+            from proxy import cli_store
+
+            return next(command for command in cli_store.COMMANDS if command.name == name)
+        return super().get_command(context, name)
+
+
+_OF_THE_STORE = ("message", "queue", "report", "suppression")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="cmail-proxy")
 def main() -> None:
     """

@@ -62,6 +62,24 @@ class Capabilities:
 
 
 @frozen
+class About:
+    """
+    What is known of a message besides its octets, for a route that keeps it.
+
+    Args:
+        id: The queue id; also in its Received field.
+        login: Whose login it came by; empty for none.
+        provider: The first whose fields it has; empty for none.
+        deliver_at: ISO time before which it is not to be sent; empty for at once.
+    """
+
+    id: str
+    login: str = ""
+    provider: str = ""
+    deliver_at: str = ""
+
+
+@frozen
 class Sent:
     """
     How a transaction ended.
@@ -77,8 +95,8 @@ class Sent:
     detail: str = ""
 
 
-OUTCOMES = ("accepted", "transient", "permanent", "failed")
-"""Accepted by the next hop; refused by it with 4yz or 5yz; or failed on our side of it."""
+OUTCOMES = ("accepted", "transient", "permanent", "failed", "queued")
+"""Accepted by the next hop; refused by it with 4yz or 5yz; failed on our side of it; or kept here, to be sent on."""
 
 
 class Transaction(Protocol):
@@ -87,7 +105,7 @@ class Transaction(Protocol):
     async def recipient(self, address: str) -> Reply:
         """Answer RCPT."""
 
-    async def send(self, head: bytes, content: Content) -> Sent:
+    async def send(self, head: bytes, content: Content, about: About) -> Sent:
         """
         Send the message to the recipients that were accepted.
 

@@ -2,7 +2,7 @@
 
 from proxy.inbound.commands import OK
 from proxy.mail.reply import Reply
-from proxy.route import Content, Sent
+from proxy.route import About, Content, Sent
 
 
 class DiscardTransaction:
@@ -15,7 +15,7 @@ class DiscardTransaction:
         """Accept."""
         return Reply(250, "2.1.5", OK.text)
 
-    async def send(self, _head: bytes, content: Content) -> Sent:
+    async def send(self, _head: bytes, content: Content, _about: About) -> Sent:
         """Read the message to its end and forget it."""
         while not content.complete:
             await content.read()

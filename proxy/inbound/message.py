@@ -17,13 +17,13 @@ from proxy.inbound.service import MessageLimits, Service
 from proxy.mail.envelope import Envelope
 from proxy.mail.fields import HeaderSection
 from proxy.mail.reply import Reply
-from proxy.route import ClientGoneError, ContentRefusedError, Sent, Transaction
+from proxy.route import About, ClientGoneError, ContentRefusedError, Sent, Transaction
 from proxy.translate.model import Action
 from proxy.translate.outcome import Translation
 
 HEADER_TOO_LARGE = Reply(552, "5.3.4", "The header section is too large")
 TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many hops, this message is in a loop")
-_AS_IT_SHOULD_BE = ("accepted", "discarded")
+_AS_IT_SHOULD_BE = ("accepted", "queued", "discarded")
 _CUT_OFF = "cut off at shutdown, before the message was complete"
 _CUT_OFF_WHOLE = "cut off at shutdown, waiting for the next hop, which may have taken the message"
 GIVEN_UP = Reply(552, "5.3.4", "The message is far too large, closing")
@@ -114,7 +114,13 @@ async def _receive(
             submission.outcome = "discarded"
             return Reply(250, "2.0.0", f"Discarded and not sent: {translation.reason}")
         submission.send_began = monotonic()
-        sent = await transaction.send(_head_to_send(service, submission, data, section), content)
+        about = About(
+            submission.id,
+            submission.login.name if submission.login else "",
+            next(iter(translation.providers), ""),
+            translation.deliver_at,
+        )
+        sent = await transaction.send(_head_to_send(service, submission, data, section), content, about)
     except ContentRefusedError as refused:
         metrics.message_refused("bare_newline" if refused.reply is BARE_NEWLINE else "size")
         return _refused(submission, refused.reply)
@@ -133,7 +139,7 @@ def _judged(service: Service, submission: Submission, sent: Sent) -> Reply:
         service.metrics.message_discarded("login")
     else:
         service.metrics.relayed(sent.outcome, monotonic() - submission.began)
-        if sent.outcome != "accepted":
+        if sent.outcome not in _AS_IT_SHOULD_BE:
             service.metrics.message_refused("next_hop")
     return sent.reply
 

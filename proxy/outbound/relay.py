@@ -19,7 +19,7 @@ from proxy.mail.envelope import Envelope
 from proxy.mail.reply import SERVICE_CLOSING, START_MAIL, Reply
 from proxy.outbound.client import Connection, NextHop, UpstreamError
 from proxy.outbound.pool import MISCONFIGURED, Pool
-from proxy.route import Capabilities, Content, Sent
+from proxy.route import About, Capabilities, Content, Sent
 
 LOST = Reply(451, "4.4.2", "The connection to the next hop was lost, try again later")
 _ABOUT_CREDENTIALS = frozenset({530, 534, 535, 538})  # RFC 4954, 6: ours, and none of the app's business
@@ -164,7 +164,7 @@ class RelayTransaction:
         self._mail_sent = False
         return True
 
-    async def send(self, head: bytes, content: Content) -> Sent:
+    async def send(self, head: bytes, content: Content, about: About) -> Sent:
         """Send DATA, the head and the content; the answer is the platform's."""
         connection = self._connection
         if connection is None:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from proxy.mail.reply import Reply
 from proxy.record import exposition
+from proxy.record.delivery import DeliveryMetrics
 from proxy.record.exposition import GROUP_LABEL_LIMIT, PREFIX, GroupLabels, Snapshot
 from proxy.record.series import Counter, Gauge, Histogram
 from proxy.route import OUTCOMES
@@ -143,6 +144,14 @@ class Metrics(_Registry):
         self._make_messages(listeners)
         self._make_translation(providers, group_label_limit)
         self._make_relay()
+        self._delivery: DeliveryMetrics | None = None
+
+    @property
+    def delivery(self) -> DeliveryMetrics:
+        """Those of the sending core; they exist once somebody asks for them."""
+        if self._delivery is None:
+            self._delivery = DeliveryMetrics(self.registry)
+        return self._delivery
 
     # Program
 

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from attrs import frozen
 
 from proxy.problems import Problem
-from proxy.settings.model import SENDING_CORE, Listener, Login, Settings, Token
+from proxy.settings.model import Listener, Login, Settings, Token
 from proxy.settings.values import Network, is_loopback
 
 TOKENS_FILE = "tokens.json"
@@ -82,9 +83,49 @@ def _warned(settings: Settings, key: str, text: str) -> Warned:
 
 
 def _route(settings: Settings) -> Iterator[Finding]:
-    if settings.relay.host is None:
-        hint = f"delivery without a relay {SENDING_CORE}; set relay.host"
-        yield settings.source.problem("relay.host", "nothing", "the platform's SMTP host", hint)
+    if not settings.delivers and settings.relay.host is None:
+        yield settings.source.problem("relay.host", "nothing", "the platform's SMTP host, for route relay")
+    if settings.delivers and settings.relay.host is not None:
+        yield _warned(settings, "route", "deliver, so relay.host and all of relay is not used")
+
+
+def _deliver(settings: Settings) -> Iterator[Finding]:
+    """What route ``deliver`` needs, before a message that cannot be sent, or tracked, is taken."""
+    if not settings.delivers:
+        return
+    deliver, problem = settings.deliver, settings.source.problem
+    smarthost = deliver.smarthost
+    if deliver.via == "smarthost" and smarthost.host is None:
+        yield problem("deliver.smarthost.host", "nothing", "the host that gets everything, for via: smarthost")
+    if smarthost.username is not None and smarthost.password is None:
+        expected = "deliver.smarthost.password or deliver.smarthost.password_file"
+        yield problem("deliver.smarthost.username", "a user name without a password", expected)
+    in_clear = smarthost.tls in ("none", "opportunistic") and not is_loopback(smarthost.host or "")
+    if smarthost.username is not None and in_clear:
+        yield _warned(settings, "deliver.smarthost.tls", "the password may cross the network in clear")
+    tracking = settings.tracking
+    if deliver.via == "mailbox" or not (tracking.opens or tracking.clicks):
+        return
+    reason = _unreachable(tracking.base_url)
+    if reason:
+        hint = "or tracking.opens: false and tracking.clicks: false"
+        yield problem("tracking.base_url", reason, "the URL at which readers reach http.public", hint)
+
+
+def _unreachable(url: str | None) -> str:
+    """Why readers of mail cannot reach a URL; empty where nothing speaks against it."""
+    if url is None:
+        return "nothing, and tracking is on"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        return f"{url!r}, which is no URL of a site"
+    name = parts.hostname.lower()
+    try:
+        address = ipaddress.ip_address(name)
+        local = not address.is_global
+    except ValueError:
+        local = "." not in name or name.endswith((".local", ".localhost", ".internal", ".lan"))
+    return f"{url!r}, which only this network reaches" if local else ""
 
 
 def _listeners(settings: Settings) -> Iterator[Finding]:
@@ -259,6 +300,8 @@ def _reaches(host: str, address: str, hostname: str) -> bool:
 
 def _ports(settings: Settings) -> Iterator[Finding]:
     places = [(f"listeners[{i}]", listener.address, listener.port) for i, listener in enumerate(settings.listeners)]
+    if settings.delivers:
+        places.append(("http.public", settings.http.public.address, settings.http.public.port))
     places.append(("http.probes", settings.http.probes.address, settings.http.probes.port))
     for (first, address, port), (second, other_address, other_port) in combinations(places, 2):
         if port == other_port != 0 and _overlap(address, other_address):
@@ -312,4 +355,4 @@ def _providers(settings: Settings) -> Iterator[Finding]:
             yield settings.source.problem(f"rules.providers[{index}]", found, "each provider once")
 
 
-_CHECKS = (_route, _listeners, _certificate, _data_dir, _relay, _ports, _holders, _providers)
+_CHECKS = (_route, _deliver, _listeners, _certificate, _data_dir, _relay, _ports, _holders, _providers)

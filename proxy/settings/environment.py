@@ -14,7 +14,7 @@ import attrs
 from proxy import strictyaml
 from proxy.problems import Problem
 from proxy.settings.fields import describe, is_scalar, is_section, keys_of, rows, secret_twin, without_none
-from proxy.settings.model import LATER_KEYS, SENDING_CORE, Settings
+from proxy.settings.model import LATER, LATER_KEYS, Settings
 from proxy.settings.values import ENVIRONMENT, PREFIX, Findings, join, variable
 
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
@@ -110,7 +110,7 @@ class _Variable:
         else:
             expected = f"no key below {variable(self.key)}"
         later = join(self.key, part.lower()) in LATER_KEYS
-        self.bad(f"unknown key {part.lower()!r}", expected, SENDING_CORE if later else self._similar())
+        self.bad(f"unknown key {part.lower()!r}", expected, LATER if later else self._similar())
 
     def _similar(self) -> str:
         """Hint at the known variable that was probably meant, with the numbers that were given; empty for none."""

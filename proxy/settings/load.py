@@ -20,7 +20,7 @@ from proxy import strictyaml
 from proxy.problems import Problem, ProblemsError, did_you_mean
 from proxy.settings.environment import lay_over
 from proxy.settings.fields import alternatives, describe, form_of, is_scalar, is_section, keys_of, without_none
-from proxy.settings.model import DATA_FOLDER, LATER_KEYS, SENDING_CORE, Actions, Settings
+from proxy.settings.model import DATA_FOLDER, LATER, LATER_KEYS, Actions, Settings
 from proxy.settings.values import ENVIRONMENT, Findings, Network, Secret, join
 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
@@ -153,7 +153,7 @@ class _Reader:
         for name in node.entries:
             if name not in fields:
                 here = join(key, name)
-                hint = SENDING_CORE if here in LATER_KEYS else did_you_mean(name, fields)
+                hint = LATER if here in LATER_KEYS else did_you_mean(name, fields)
                 self.bad(here, f"unknown key {name!r}", "one of " + ", ".join(fields), hint)
         values = {
             name: self.value(node.entries[name], field.type, join(key, name), field.metadata)
@@ -270,7 +270,7 @@ class _Reader:
             return self.bad(key, "nothing", expected)
         if get_origin(annotation) is Literal:
             known = get_args(annotation)
-            hint = f"{SENDING_CORE}; set relay.host" if value == metadata["later"] else did_you_mean(str(value), known)
+            hint = did_you_mean(str(value), known)
             return value if value in known else self.bad(key, _shown(node), expected, hint)
         word = value.strip() if isinstance(value, str) else value
         if annotation is bool:

@@ -12,11 +12,13 @@ from typing import Literal, TypeAlias
 
 from attrs import field, frozen
 
+from proxy.settings.core import Deliver, Public, Tracking
+from proxy.settings.metadata import about, seconds
 from proxy.settings.values import Address, Host, Network, OwnName, Provider, Secret, Source, is_loopback
 
-SENDING_CORE = "comes with the sending core (route deliver), which this version does not have yet"
+LATER = "comes with a later version"
+LATER_KEYS = frozenset({"http.admin"})
 DATA_FOLDER = "var"
-LATER_KEYS = frozenset({"deliver", "tracking", "store", "http.admin", "http.public"})
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "text"]
@@ -45,7 +47,8 @@ LossClass = Literal[
 Strip = Literal["all", "translated", "none"]
 BareNewline = Literal["normalize", "refuse"]
 Excess = Literal["refuse_message", "defer"]
-Route = Literal["relay"]
+Route = Literal["relay", "deliver"]
+Store = Literal["sqlite"]
 RelayTls = Literal["required", "opportunistic", "implicit", "none"]
 
 ActionByClass: TypeAlias = Mapping[LossClass, Action]
@@ -63,43 +66,6 @@ class Actions:
 
     by_class: ActionByClass = field(factory=dict)
     by_provider: Mapping[Provider, ActionByClass] = field(factory=dict)
-
-
-def about(
-    text: str,
-    *,
-    unit: str = "",
-    minimum: int = 0,
-    maximum: int = 0,
-    shown: str = "",
-    example: str = "",
-    later: str = "",
-) -> dict[str, str | int]:
-    """
-    Say what a key decides, as metadata of its field.
-
-    Args:
-        text: The help, in Markdown.
-        unit: What a number counts.
-        minimum, maximum: The range of a number, both included.
-        shown: The default in words, where it depends on the machine.
-        example: A mapping as it could be written.
-        later: A word that comes with the sending core.
-    """
-    return {
-        "help": text,
-        "unit": unit,
-        "minimum": minimum,
-        "maximum": maximum,
-        "shown": shown,
-        "example": example,
-        "later": later,
-    }
-
-
-def seconds(text: str, minimum: int = 1, maximum: int = 3600) -> dict[str, str | int]:
-    """Say what a time decides."""
-    return about(text, unit="seconds", minimum=minimum, maximum=maximum)
 
 
 @frozen(kw_only=True)
@@ -287,7 +253,7 @@ class Shutdown:
 class Relay:
     """The platform that gets the translated messages."""
 
-    host: Host | None = field(default=None, metadata=about("The platform's SMTP host. Needed to serve."))
+    host: Host | None = field(default=None, metadata=about("The platform's SMTP host. Needed for route `relay`."))
     port: int = field(default=587, metadata=about("Its port.", minimum=1, maximum=65535))
     tls: RelayTls = field(
         default="required",
@@ -336,6 +302,7 @@ class Probes:
 class Http:
     """What is served by HTTP."""
 
+    public: Public = field(factory=Public, metadata=about("The beacon and the links of tracked mail, for its readers."))
     probes: Probes = field(
         factory=Probes, metadata=about("`/metrics`, `/livez`, `/readyz` and `/startupz`, for Prometheus and kubelet.")
     )
@@ -383,9 +350,22 @@ class Settings:
     limits: Limits = field(factory=Limits, metadata=about("What one client may ask for."))
     route: Route | None = field(
         default=None,
-        metadata=about("Where messages go: `relay`, to `relay.host`; so too when it is not set.", later="deliver"),
+        metadata=about(
+            "Where messages go. `relay`: streamed to `relay.host`. `deliver`: kept here, and sent as `deliver` says. "
+            "Not set: `relay` if `relay.host` is set, else `deliver`."
+        ),
     )
     shutdown: Shutdown = field(factory=Shutdown, metadata=about("How the program ends on SIGTERM."))
     relay: Relay = field(factory=Relay, metadata=about("The platform that gets the translated messages."))
+    deliver: Deliver = field(factory=Deliver, metadata=about("Route `deliver`: how messages are composed and sent."))
+    tracking: Tracking = field(factory=Tracking, metadata=about("Opens and clicks, in route `deliver`."))
+    store: Store = field(
+        default="sqlite", metadata=about("Where route `deliver` keeps messages: `sqlite` is a file in `data_dir`.")
+    )
     http: Http = field(factory=Http, metadata=about("What is served by HTTP."))
     source: Source = field(factory=Source, eq=False, repr=False)
+
+    @property
+    def delivers(self) -> bool:
+        """Whether the route is ``deliver``."""
+        return (self.route or ("relay" if self.relay.host else "deliver")) == "deliver"

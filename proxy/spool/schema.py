@@ -45,9 +45,11 @@ _STEPS = (
         remote_host TEXT NOT NULL,
         opened INTEGER NOT NULL DEFAULT 0,
         clicked INTEGER NOT NULL DEFAULT 0,
+        leased INTEGER NOT NULL DEFAULT 0,  -- next_attempt_at is the end of a lease
         PRIMARY KEY (message_id, number)
     ) WITHOUT ROWID;
     CREATE INDEX recipient_due ON recipient (destination, next_attempt_at) WHERE state = 'pending';
+    CREATE INDEX recipient_leased ON recipient (message_id) WHERE leased = 1;
 
     -- When each destination has something due: the queue can be asked without reading past those that are left alone.
     CREATE TABLE destination (name TEXT PRIMARY KEY, due_at REAL NOT NULL) WITHOUT ROWID;

@@ -72,16 +72,18 @@ class SqliteStore:
         (self._folder / "spool.db").chmod(0o600)
         return connection
 
-    async def add(self, item: Item, content: bytes, lease_until: float) -> None:
+    async def add(self, item: Item, content: bytes, lease_until: float) -> frozenset[int]:
         digest = hashlib.sha256(content).digest()
         inline = content if len(content) <= INLINE_OCTETS else None
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: sqlite3.Connection) -> frozenset[int]:
             if inline is None:
                 self._write_content(item.id, content)
-            _insert(connection, item, inline, digest, lease_until)
+            checked = item if item.notice else _checked(connection, item)
+            _insert(connection, checked, inline, digest, lease_until)
+            return frozenset(each.number for each in checked.recipients if each.state is State.SUPPRESSED)
 
-        await self._writer.do(work)
+        return await self._writer.do(work)
 
     async def lease(self, now: float, lease_until: float, limit: int, without: Collection[str] = ()) -> list[Leased]:
         return await self._writer.do(lambda connection: _lease(connection, now, lease_until, limit, without))
@@ -114,7 +116,7 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE message SET set_aside = ? WHERE id = ?", (reason, message_id))
             connection.execute(
-                "UPDATE recipient SET next_attempt_at = ? WHERE message_id = ? AND state = 'pending'",
+                "UPDATE recipient SET next_attempt_at = ?, leased = 0 WHERE message_id = ? AND state = 'pending'",
                 (_NEVER, message_id),
             )
             _write_event(connection, message_id, Event(now, "set_aside", None, reason))
@@ -288,6 +290,20 @@ class SqliteStore:
             (self._contents / name).unlink(missing_ok=True)
         return len(left_over)
 
+    async def release(self, now: float) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            rows = connection.execute(
+                "SELECT DISTINCT destination FROM recipient WHERE leased = 1 AND state = 'pending'"
+            ).fetchall()
+            changed = connection.execute(
+                "UPDATE recipient SET next_attempt_at = min(next_attempt_at, ?), leased = 0 WHERE leased = 1", (now,)
+            ).rowcount
+            for (destination,) in rows:
+                _refresh(connection, destination)
+            return changed
+
+        return await self._writer.do(work)
+
     async def redirect(self, destination_of: dict[str, str]) -> None:
         """Give pending recipients other destinations, by the old ones: the settings changed since they came."""
 
@@ -330,6 +346,26 @@ class SqliteStore:
 # Work on the database, each within a transaction of the writer
 
 
+def _checked(connection: sqlite3.Connection, item: Item) -> Item:
+    """Mark the recipients that are on the suppression list."""
+    addresses = tuple({each.address.lower() for each in item.recipients})
+    marks = ",".join("?" * len(addresses))
+    rows = connection.execute(
+        f"SELECT address, reason FROM suppression WHERE address IN ({marks})",  # noqa: S608
+        addresses,
+    ).fetchall()
+    if not rows:
+        return item
+    reasons = dict(rows)
+    recipients = [
+        attrs.evolve(each, state=State.SUPPRESSED, reply=reasons[each.address.lower()])
+        if each.address.lower() in reasons
+        else each
+        for each in item.recipients
+    ]
+    return attrs.evolve(item, recipients=tuple(recipients))
+
+
 def _insert(
     connection: sqlite3.Connection, item: Item, inline: bytes | None, digest: bytes, lease_until: float
 ) -> None:
@@ -347,11 +383,12 @@ def _insert(
     )
     connection.executemany(
         "INSERT INTO recipient (message_id, number, address, destination, state, attempts, next_attempt_at, reply, "
-        "remote_host) VALUES (?,?,?,?,?,?,?,?,?)",
+        "remote_host, leased) VALUES (?,?,?,?,?,?,?,?,?,?)",
         [
             (
                 *(item.id, each.number, each.address, each.destination, each.state.value),
                 *(each.attempts, max(each.next_attempt_at, lease_until), each.reply, each.remote_host),
+                int(bool(lease_until) and each.state is State.PENDING),
             )
             for each in item.recipients
         ],
@@ -398,7 +435,8 @@ def _lease(
         for row in rows:
             taken.setdefault(row[0], []).append(row)
         connection.executemany(
-            "UPDATE recipient SET next_attempt_at = ?, attempts = attempts + 1 WHERE message_id = ? AND number = ?",
+            "UPDATE recipient SET next_attempt_at = ?, attempts = attempts + 1, leased = 1 "
+            "WHERE message_id = ? AND number = ?",
             [(lease_until, row[0], row[1]) for row in rows],
         )
         left -= len(rows)
@@ -431,7 +469,7 @@ def _settle(connection: sqlite3.Connection, changes: Sequence[Change], now: floa
             continue
         destination, group, notice = row
         connection.execute(
-            "UPDATE recipient SET state = ?, next_attempt_at = ?, reply = ?, remote_host = ? "
+            "UPDATE recipient SET state = ?, next_attempt_at = ?, reply = ?, remote_host = ?, leased = 0 "
             "WHERE message_id = ? AND number = ?",
             (
                 *(change.state.value, change.next_attempt_at, change.reply, change.remote_host),

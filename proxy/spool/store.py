@@ -67,14 +67,19 @@ class History:
 class Store(Protocol):
     """Keeps messages; every method may raise StoreError."""
 
-    async def add(self, item: Item, content: bytes, lease_until: float) -> None:
+    async def add(self, item: Item, content: bytes, lease_until: float) -> frozenset[int]:
         """
         Keep a message; durable on return.
+
+        Recipients that are on the suppression list are kept as suppressed.
 
         Args:
             content: See ``Layout``.
             lease_until: Until then its pending recipients are the caller's to attempt; 0: they are due for anybody. A
                 lease counts as the beginning of an attempt, with ``next_attempt_at`` the time of the one after it.
+
+        Returns:
+            The numbers of the suppressed recipients.
 
         Raises:
             StoreFullError: No room; nothing was kept.
@@ -140,6 +145,12 @@ class Store(Protocol):
 
     async def sweep(self, now: float, content_seconds: float) -> int:
         """Forget content and timeline of messages that are final for so long; figures stay. Gives their number."""
+
+    async def release(self, now: float) -> int:
+        """
+        Make due again what was leased when the program last ended: for its start, before anybody leases. Gives the
+        number of recipients.
+        """
 
     async def close(self) -> None:
         """Finish what is under way, and close."""

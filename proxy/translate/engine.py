@@ -146,6 +146,7 @@ class _Run:
         self.texts: dict[int, str] = {}
         self.documents: dict[bytes, list[tuple[int, Document]]] = {}
         self.refusals: list[tuple[Action, str]] = []
+        self.deliver_at = ""
 
     def translation(self) -> Translation:
         plan = self.plan
@@ -174,6 +175,7 @@ class _Run:
             tuple(self.remarks),
             action,
             reason,
+            self.deliver_at,
         )
 
     # What the fields say
@@ -208,7 +210,9 @@ class _Run:
                 replaced.extend(target.native if target is not None else ())
                 group = setting.value if name == GROUP else group
         if DELIVER_AT in targets:
-            self.outcome(targets[DELIVER_AT])
+            outcome = self.outcome(targets[DELIVER_AT])
+            if outcome is not None and outcome.setting is not None and self.engine.deliver_later:
+                self.deliver_at = outcome.setting.value
         return settings, group, replaced
 
     def defaults(self) -> tuple[str, Mapping[str, bool]]:

@@ -34,6 +34,8 @@ def _lines(translation: Translation) -> Iterator[str]:
         yield f"remark     {remark.kind}: {': '.join(part for part in (remark.source, remark.text) if part)}"
         if remark.where:
             yield f"           {remark.where}"
+    if translation.deliver_at and leaves:
+        yield f"held       until {translation.deliver_at}"
     yield f"group      {translation.group or 'none (Ungrouped emails)'}"
     decision = _DECISIONS.get(translation.action, "passed on").format(translation.reason)
     yield f"decision   {decision}"

@@ -65,6 +65,7 @@ class Translation:
         settings: X-Cmail fields written.
         removed: Names of removed fields, as the message spelled them.
         action: The strongest action of all losses and invalid values.
+        deliver_at: ISO time before which the message is not to be sent; empty for at once.
         reason: For ``refuse`` and ``discard``: one line for the peer and the log, printable ASCII.
     """
 
@@ -77,3 +78,4 @@ class Translation:
     remarks: tuple[Remark, ...] = ()
     action: Action = Action.IGNORE
     reason: str = ""
+    deliver_at: str = ""

@@ -151,7 +151,9 @@ async def test_content_of_an_unknown_message_is_damage(store: Store) -> None:
 async def test_damaged_message_is_set_aside_and_seen(store: Store) -> None:
     """It is attempted no more, and not forgotten: it stands in the queue's depth and in its own history."""
     await store.add(item(), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
     await store.set_aside("m1", "its content is not what was kept", T0)
+    assert await store.release(T0) == 0
     assert await store.lease(T0 + 1e6, T0 + 2e6, 10) == []
     depth = await store.depth()
     assert (depth.pending, depth.set_aside) == (0, 1)
@@ -210,6 +212,29 @@ async def test_suppression_list_knows_addresses_in_any_case(store: Store) -> Non
     assert await store.unsuppress("ANN@example.NET")
     assert not await store.unsuppress("ann@example.net")
     assert await store.suppressions() == []
+
+
+async def test_suppressed_recipients_are_kept_as_such(store: Store) -> None:
+    """The list is looked at in the moment in which the message is kept; our own notices go out all the same."""
+    await store.suppress("R1@b.example", "550 5.1.1 unknown", T0)
+    assert await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0) == {1}
+    assert await store.add(item("m2", *recipients("b.example", "b.example"), notice=True), b"content", 0) == frozenset()
+    history = await store.history("m1")
+    assert history is not None
+    assert [each.state for each in history.item.recipients] == [State.PENDING, State.SUPPRESSED]
+    assert Event(T0, "suppressed", 1, "550 5.1.1 unknown") in history.events
+    (figures,) = await store.report()
+    assert (figures.sent, figures.suppressed) == (1, 1)
+
+
+async def test_leases_of_a_program_that_ended_are_released_at_the_next_start(store: Store) -> None:
+    """What was under way is due at once, with no wait for the lease; what was deferred keeps its time."""
+    await store.add(item("leased", *recipients("a.example")), b"content", 0)
+    await store.add(item("later", *recipients("b.example")), b"content", 0)
+    assert len(await store.lease(T0, T0 + 900, 10)) == 2
+    await store.settle([deferred("later", T0 + 500)], T0)
+    assert await store.release(T0 + 1) == 1
+    assert [each.item.id for each in await store.lease(T0 + 1, T0 + 900, 10)] == ["leased"]
 
 
 async def test_depth_tells_what_waits(store: Store) -> None:

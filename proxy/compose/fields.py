@@ -1,0 +1,101 @@
+"""
+The header section of a message that is kept: X-Cmail fields are read and leave, what a submission server adds is added.
+
+Source: RFC 6409, 8 (Date and Message-ID may be added), RFC 5322, 3.6.3 (Bcc leaves). Pure.
+"""
+
+from datetime import datetime
+from email.utils import format_datetime
+
+from attrs import frozen
+
+from proxy.mail import encoded_words
+from proxy.mail.fields import HeaderSection
+from proxy.translate.model import GROUP, INLINE_CSS, SWITCHES, TRACK_CLICKS, TRACK_OPENS
+from proxy.translate.values import FALSE_WORDS, TRUE_WORDS, clean_name, fit_name, switch_word
+
+_OURS = b"x-cmail-"
+_SUBJECT_CHARACTERS = 200
+
+
+@frozen
+class Wishes:
+    """
+    What the X-Cmail fields ask for.
+
+    Args:
+        group: None for "Ungrouped emails".
+        malformed: Names of fields whose value is no switch word; their defaults hold.
+    """
+
+    group: str | None = None
+    track_opens: bool = True
+    track_clicks: bool = True
+    inline_css: bool = True
+    malformed: tuple[str, ...] = ()
+
+
+@frozen
+class Prepared:
+    """
+    A header section ready to be kept.
+
+    Args:
+        head: The section, mbox line left out, without the separating blank line.
+        subject: Decoded and cut, for people to find the message by.
+    """
+
+    head: bytes
+    wishes: Wishes
+    subject: str
+
+
+def prepare(section: HeaderSection, message_id: str, now: datetime) -> Prepared:
+    """
+    Read the X-Cmail fields and take them out, with Bcc; add Date and Message-ID where they are missing.
+
+    Of each X-Cmail field the first that is not empty counts.
+
+    Args:
+        message_id: For a Message-ID, ``left@right`` without brackets.
+        now: For a Date. Aware.
+    """
+    values: dict[bytes, str] = {}
+    remove: list[int] = []
+    subject = ""
+    for index, key in enumerate(section.keys):
+        if key.startswith(_OURS):
+            remove.append(index)
+            text = encoded_words.decode(section.value(index)).strip()
+            if text and key not in values:
+                values[key] = text
+        elif key == b"bcc":
+            remove.append(index)
+        elif key == b"subject" and not subject:
+            subject = clean_name(encoded_words.decode(section.value(index)))[:_SUBJECT_CHARACTERS]
+    added = b""
+    if b"date" not in section.keys:
+        added += f"Date: {format_datetime(now)}\r\n".encode("ascii")
+    if b"message-id" not in section.keys:
+        added += f"Message-ID: <{message_id}>\r\n".encode("ascii")
+    head = section.edited(remove, added) if remove or added else section.raw[: section.end]
+    return Prepared(head[section.start :], _wishes(values), subject)
+
+
+def _wishes(values: dict[bytes, str]) -> Wishes:
+    switches: dict[str, bool] = {}
+    malformed: list[str] = []
+    for name in SWITCHES:
+        word = switch_word(values.get(name.lower().encode(), "true"))
+        switches[name] = word not in FALSE_WORDS
+        if word not in TRUE_WORDS | FALSE_WORDS:
+            malformed.append(name)
+    group = fit_name(clean_name(values.get(GROUP.lower().encode(), "")))
+    return Wishes(group or None, switches[TRACK_OPENS], switches[TRACK_CLICKS], switches[INLINE_CSS], tuple(malformed))
+
+
+def without_dots(content: bytes) -> bytes:
+    """Take the transparency dots off content as DATA carries it (RFC 5321, 4.5.2)."""
+    if content.startswith(b"."):
+        content = content[1:]
+    return content.replace(b"\r\n.", b"\r\n")

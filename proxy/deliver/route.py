@@ -1,0 +1,210 @@
+"""
+Route ``deliver``, up to the 250: take the message whole, compose it, make it durable, and only then say so.
+
+A large message waits in a temporary file until its turn to be composed, so what is in memory is bounded by the few that
+are composed at a time. Source: RFC 5321, 4.2.5 and 6.1 (250 is a promise); RFC 6409 (what a submission server may add).
+"""
+
+import asyncio
+import errno
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import IO, Protocol
+
+from proxy.compose.fields import Prepared, prepare, without_dots
+from proxy.compose.steps import Composed, Options
+from proxy.mail.envelope import Envelope
+from proxy.mail.fields import HeaderSection
+from proxy.mail.reply import Reply
+from proxy.route import About, Capabilities, Content, Sent
+from proxy.spool.item import Item, Layout, Recipient, Slot
+from proxy.spool.store import Store, StoreError, StoreFullError
+
+IN_MEMORY_OCTETS = 262_144
+_COMPOSED_AT_ONCE = 4
+_LARGE_OCTETS = 1 << 20
+
+RCPT_OK = Reply(250, "2.1.5", "OK")
+NO_DOMAIN = Reply(553, "5.1.3", "The address has no domain, so there is nowhere to send it")
+FULL = Reply(452, "4.3.1", "No room to keep the message, try again later")
+NOT_KEPT = Reply(451, "4.3.0", "The message could not be kept, try again later")
+
+
+class Composer(Protocol):
+    """Does the content steps; never fails."""
+
+    async def compose(self, content: bytes, options: Options) -> Composed:
+        """Compose a message; what cannot be done is left undone and told."""
+
+
+class Watcher(Protocol):
+    """What the route tells about itself: metrics and log."""
+
+    def composed(self, seconds: float, composed: Composed) -> None:
+        """A message was composed in this time."""
+
+    def malformed(self, message_id: str, names: tuple[str, ...]) -> None:
+        """X-Cmail fields whose values are no switch words; the defaults hold."""
+
+    def kept(self, item: Item, suppressed: int) -> None:
+        """A message is durable; some of its recipients are on the suppression list."""
+
+    def not_kept(self, error: StoreError) -> None:
+        """A message could not be made durable."""
+
+
+class DeliverRoute:
+    """
+    The route; one for each process.
+
+    Args:
+        hostname: For Message-ID.
+        folder: For temporary files, on the disk of the store.
+        destination: Gives what is connected to for an address, or None where there is nowhere to send it.
+        track_opens, track_clicks: Whether they are tracked where a message does not say no.
+        wake: Called when there is something new in the store.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        composer: Composer,
+        watcher: Watcher,
+        *,
+        hostname: str,
+        folder: Path,
+        destination: Callable[[str], str | None],
+        track_opens: bool,
+        track_clicks: bool,
+        clock: Callable[[], float],
+        wake: Callable[[], None],
+    ) -> None:
+        self.store = store
+        self.composer = composer
+        self.watcher = watcher
+        self.hostname = hostname
+        self.folder = folder
+        self.destination = destination
+        self.track_opens = track_opens
+        self.track_clicks = track_clicks
+        self.clock = clock
+        self.wake = wake
+        self.turns = asyncio.Semaphore(_COMPOSED_AT_ONCE)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is kept here has no limits of its own."""
+        return Capabilities(size_octets=0, eight_bit=True, smtputf8=True)
+
+    async def begin(self, envelope: Envelope) -> "DeliverTransaction":
+        """Every envelope can be kept."""
+        return DeliverTransaction(self, envelope)
+
+
+class DeliverTransaction:
+    """One message on its way into the store."""
+
+    def __init__(self, route: DeliverRoute, envelope: Envelope) -> None:
+        self._route = route
+        self._envelope = envelope
+        self._recipients: list[Recipient] = []
+
+    async def recipient(self, address: str) -> Reply:
+        """Take every address that has a domain; what becomes of it shows later."""
+        destination = self._route.destination(address)
+        if destination is None:
+            return NO_DOMAIN
+        if all(known.address != address for known in self._recipients):  # once is enough
+            self._recipients.append(Recipient(len(self._recipients), address, destination))
+        return RCPT_OK
+
+    async def send(self, head: bytes, content: Content, about: About) -> Sent:
+        """Take the message, compose it, and keep it; the answer is ours."""
+        route = self._route
+        try:
+            with tempfile.SpooledTemporaryFile(IN_MEMORY_OCTETS, dir=str(route.folder)) as taken:
+                taken.write(head)
+                octets = len(head)
+                while not content.complete:
+                    chunk = await content.read()
+                    taken.write(chunk)
+                    octets += len(chunk)
+                if octets <= _LARGE_OCTETS:
+                    item = await self._keep(_whole(taken), about)
+                else:
+                    async with route.turns:
+                        item = await self._keep(_whole(taken), about)
+        except StoreError as error:
+            route.watcher.not_kept(error)
+            reply = FULL if isinstance(error, StoreFullError) else NOT_KEPT
+            return Sent(reply, "failed", str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            route.watcher.not_kept(StoreFullError(error.strerror or "no room"))
+            return Sent(FULL, "failed", error.strerror or "no room")
+        route.wake()
+        return Sent(Reply(250, "2.0.0", f"Message queued as {item.id}"), "queued", f"{item.size_octets} octets kept")
+
+    async def _keep(self, content: bytes, about: About) -> Item:
+        route = self._route
+        now = route.clock()
+        section = HeaderSection.split(content)
+        prepared = prepare(section, f"{about.id}@{route.hostname}", datetime.fromtimestamp(now, UTC))
+        if prepared.wishes.malformed:
+            route.watcher.malformed(about.id, prepared.wishes.malformed)
+        started = monotonic()
+        composed = await route.composer.compose(prepared.head + content[section.end :], self._options(prepared))
+        route.watcher.composed(monotonic() - started, composed)
+        kept = composed.head + composed.html + composed.tail
+        item = self._item(about, prepared, composed, len(kept), now)
+        suppressed = await route.store.add(item, kept, 0)
+        route.watcher.kept(item, len(suppressed))
+        return item
+
+    def _options(self, prepared: Prepared) -> Options:
+        wishes = prepared.wishes
+        return Options(
+            inline_css=wishes.inline_css,
+            track_opens=wishes.track_opens and self._route.track_opens,
+            track_clicks=wishes.track_clicks and self._route.track_clicks,
+        )
+
+    def _item(self, about: About, prepared: Prepared, composed: Composed, octets: int, now: float) -> Item:
+        not_before = datetime.fromisoformat(about.deliver_at).timestamp() if about.deliver_at else 0.0
+        due_at = max(now, not_before)
+        return Item(
+            id=about.id,
+            received_at=now,
+            reverse_path=self._envelope.reverse_path,
+            recipients=tuple(
+                Recipient(each.number, each.address, each.destination, next_attempt_at=due_at)
+                for each in self._recipients
+            ),
+            layout=Layout(
+                len(composed.head),
+                len(composed.html),
+                composed.encoding,
+                tuple(Slot(slot.position, slot.kind, slot.target) for slot in composed.slots),
+            ),
+            size_octets=octets,
+            group=prepared.wishes.group,
+            login=about.login,
+            provider=about.provider,
+            subject=prepared.subject,
+            eight_bit=self._envelope.eight_bit,
+            smtputf8=self._envelope.smtputf8,
+            not_before=not_before if not_before > now else 0.0,
+            failed_steps=composed.failed,
+        )
+
+    def abandon(self) -> None:
+        """Nothing was kept, so there is nothing to give up."""
+
+
+def _whole(taken: IO[bytes]) -> bytes:
+    taken.seek(0)
+    return without_dots(taken.read())

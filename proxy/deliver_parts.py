@@ -1,0 +1,244 @@
+"""Route ``deliver`` put together: store, composer, queue, courier, and the pages that readers reach."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from proxy.compose.dkim import Signer, SigningKey, load_key
+from proxy.compose.pool import ComposePool
+from proxy.compose.steps import Composed
+from proxy.compose.tokens import TokenKeys, load_or_create_secret
+from proxy.deliver.copies import Copies
+from proxy.deliver.courier import courier_of, route_of
+from proxy.deliver.notices import Notices
+from proxy.deliver.queue import Queue
+from proxy.deliver.route import DeliverRoute
+from proxy.policy.outcome import Result
+from proxy.policy.retry import RetrySettings
+from proxy.problems import ProblemsError
+from proxy.record.delivery import DeliveryMetrics
+from proxy.record.log import Log
+from proxy.record.metrics import Metrics
+from proxy.settings import Settings
+from proxy.spool.item import Item, Recipient
+from proxy.spool.sqlite import SqliteStore
+from proxy.spool.store import StoreError
+from proxy.web.public import PublicPages
+
+SPOOL_FOLDER = "spool"
+_DEPTH_SECONDS = 5.0
+_SWEEP_SECONDS = 600.0
+
+
+def open_store(settings: Settings) -> SqliteStore:
+    """
+    Open the store.
+
+    Raises:
+        ProblemsError: It cannot be opened.
+    """
+    folder = settings.data_dir / SPOOL_FOLDER
+    try:
+        return SqliteStore(folder)
+    except StoreError as error:
+        problem = settings.source.problem(
+            "data_dir", f"a store in '{folder}' that cannot be opened: {error}", "a folder of this program"
+        )
+        raise ProblemsError([problem]) from None
+
+
+def tracking_keys(settings: Settings) -> Path:
+    """Where the keys are that sign tracking links."""
+    return settings.tracking.secret_file or settings.data_dir / "tracking-keys"
+
+
+async def recover(settings: Settings, log: Log) -> None:
+    """Bring the store of a program that ended, however it ended, into order: before anybody works on it."""
+    store = open_store(settings)
+    try:
+        released = await store.release(time.time())
+        removed = await store.recover()
+        depth = await store.depth()
+        log.info("queue_opened", pending=depth.pending, set_aside=depth.set_aside, released=released, removed=removed)
+    finally:
+        await store.close()
+
+
+class DeliverParts:
+    """All that route ``deliver`` needs in a process."""
+
+    def __init__(self, settings: Settings, log: Log, metrics: Metrics, new_id: Callable[[], str]) -> None:
+        self._settings = settings
+        self._watcher = _Watcher(log, metrics.delivery)
+        self._metrics = metrics.delivery
+        self._store = open_store(settings)
+        deliver, tracking = settings.deliver, settings.tracking
+        self._composer = ComposePool(budget_seconds=deliver.compose.budget_seconds, processes=deliver.compose.processes)
+        public = settings.http.public
+        self._keys = load_or_create_secret(tracking_keys(settings))
+        self.public = PublicPages(public.address, public.port, self._keys, _Hits(self), time.time)
+        signer = Signer([SigningKey(key.domain, key.selector, load_key(key.key_file)) for key in deliver.dkim])
+        destination = route_of(settings)
+        self.route = DeliverRoute(
+            self._store,
+            self._composer,
+            self._watcher,
+            hostname=settings.hostname,
+            folder=settings.data_dir / SPOOL_FOLDER,
+            destination=destination,
+            track_opens=tracking.opens,
+            track_clicks=tracking.clicks,
+            clock=time.time,
+            wake=self._wake,
+        )
+        self._retry = RetrySettings(
+            first_seconds=deliver.retry.first_seconds,
+            factor=deliver.retry.factor,
+            max_seconds=deliver.retry.max_seconds,
+            expire_seconds=deliver.retry.expire_seconds,
+            warn_seconds=deliver.retry.warn_seconds,
+        )
+        self._courier = courier_of(settings)
+        self._notices = Notices(settings.hostname, lambda: f"{new_id()}.n", destination, deliver.retry.expire_seconds)
+        self._signer = signer
+        self._queue: Queue | None = None
+        self._due = {"depth": 0.0, "sweep": 0.0}
+
+    def _wake(self) -> None:
+        if self._queue is not None:
+            self._queue.wake()
+
+    async def start(self) -> None:
+        """Open the public pages, then work on what waits."""
+        await self.public.start()
+        base = (self._settings.tracking.base_url or f"http://127.0.0.1:{self.public.port}").rstrip("/")
+        copies = Copies(base, self._keys, self._signer, time.time)
+        self._queue = Queue(
+            self._store,
+            self._courier,
+            copies,
+            self._notices,
+            self._watcher,
+            self._retry,
+            time.time,
+            most=4 * self._settings.deliver.connections,
+        )
+        self._queue.start()
+
+    async def tick(self) -> None:
+        """Measure the queue, and forget what is old."""
+        now = time.time()
+        self._courier.tidy()
+        if now >= self._due["depth"]:
+            self._due["depth"] = now + _DEPTH_SECONDS
+            depth = await self._store.depth()
+            self._metrics.depth(depth.pending, now - depth.oldest_at if depth.oldest_at else 0.0, depth.set_aside)
+        if now >= self._due["sweep"]:
+            self._due["sweep"] = now + _SWEEP_SECONDS
+            await self._store.sweep(now, self._settings.deliver.keep_seconds)
+
+    async def stop(self) -> None:
+        """Let attempts finish that are under way, and close."""
+        if self._queue is not None:
+            await self._queue.stop(self._settings.shutdown.drain_seconds)
+        await self.public.stop()
+        await self._composer.close()
+        await self._store.close()
+
+    async def hit(self, kind: str, message_id: str, recipient: int, target: str, at: float) -> None:
+        """Write what a reader did."""
+        try:
+            known = await self._store.hit(kind, message_id, recipient, target, at)
+        except StoreError as error:
+            self._watcher.trouble(error)
+            return
+        self._metrics.hit(kind if known else "unknown")
+
+
+class _Hits:
+    """Takes what the public pages saw; writing it is nothing a reader waits for."""
+
+    def __init__(self, parts: DeliverParts) -> None:
+        self._parts = parts
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def opened(self, message_id: str, recipient: int, at: float) -> None:
+        self._write("opened", message_id, recipient, "", at)
+
+    def clicked(self, message_id: str, recipient: int, target: str, at: float) -> None:
+        self._write("clicked", message_id, recipient, target, at)
+
+    def _write(self, kind: str, message_id: str, recipient: int, target: str, at: float) -> None:
+        if len(self._tasks) >= 1000:  # a flood of hits is not worth more memory than that
+            return
+        task = asyncio.get_running_loop().create_task(self._parts.hit(kind, message_id, recipient, target, at))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Watcher:
+    """Brings what route and queue tell into metrics and log."""
+
+    def __init__(self, log: Log, metrics: DeliveryMetrics) -> None:
+        self._log = log
+        self._metrics = metrics
+
+    def composed(self, seconds: float, composed: Composed) -> None:
+        self._metrics.composed(seconds, composed.failed)
+
+    def malformed(self, message_id: str, names: tuple[str, ...]) -> None:
+        for name in names:
+            self._metrics.malformed(name)
+        self._log.warning("malformed_field", id=message_id, fields=list(names))
+
+    def kept(self, item: Item, suppressed: int) -> None:
+        self._metrics.kept(suppressed)
+        self._log.info(
+            "queued",
+            id=item.id,
+            group=item.group,
+            octets=item.size_octets,
+            recipients=len(item.recipients),
+            suppressed=suppressed,
+            steps_failed=[f"{step}: {reason}" for step, reason in item.failed_steps],
+            not_before=item.not_before or None,
+        )
+
+    def not_kept(self, error: StoreError) -> None:
+        self._metrics.not_kept()
+        self._log.error("not_queued", reason=str(error))
+
+    def attempted(self, item: Item, recipient: Recipient, result: Result, seconds: float) -> None:
+        self._metrics.attempted(result.outcome.value, recipient.destination, seconds)
+        fields = {
+            "id": item.id,
+            "recipient": recipient.address,
+            "group": item.group,
+            "outcome": result.outcome.value,
+            "attempt": recipient.attempts,
+            "host": result.host or None,
+            "tls": result.tls,
+            "detail": result.detail,
+            "seconds": round(seconds, 3),
+        }
+        if result.outcome.value == "delivered":
+            self._log.info("attempt", **fields)
+        else:
+            self._log.warning("attempt", **fields)
+
+    def set_aside(self, item: Item, reason: str) -> None:
+        self._metrics.damaged()
+        self._log.error("set_aside", id=item.id, reason=reason)
+
+    def suppressed(self, item: Item, recipient: Recipient, reason: str) -> None:
+        self._metrics.suppression()
+        self._log.warning("suppressed", id=item.id, recipient=recipient.address, reason=reason)
+
+    def noticed(self, item: Item, notice: Item, kind: str) -> None:
+        self._metrics.notice(delayed=kind == "delay_told")
+        self._log.info("notice", id=notice.id, about=item.id, to=item.reverse_path, kind=kind)
+
+    def trouble(self, error: Exception) -> None:
+        self._metrics.trouble()
+        self._log.error("queue_trouble", reason=str(error))
