@@ -284,7 +284,7 @@ def tell_listening(log: Log, settings: Settings, ports: list[int], probes_port: 
             for listener, port in zip(settings.listeners, ports, strict=True)
         ],
         probes={"address": settings.http.probes.address, "port": probes_port},
-        relay=f"{settings.relay.host}:{settings.relay.port}",
+        onward=settings.onward,
         workers=settings.workers,
     )
 

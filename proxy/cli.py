@@ -155,7 +155,7 @@ def check_command(config: Path | None) -> None:
     if problems:
         _fail(ProblemsError(problems))
     listeners = ", ".join(f"{each.address}:{each.port} ({each.tls})" for each in settings.listeners)
-    click.echo(f"ok: {rules}; listening on {listeners}; relaying to {settings.relay.host}:{settings.relay.port}")
+    click.echo(f"ok: {rules}; listening on {listeners}; {settings.onward}")
 
 
 def _rule_problems(config: Path | None) -> Sequence[Problem]:

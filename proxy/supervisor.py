@@ -151,7 +151,7 @@ class Crew:
         listeners: Address and port of each listener; 0 for any free port.
         probes: Address and port of the probes for all workers.
         stop_seconds: A worker's own time limit for stopping.
-        relay: The next hop, for the log.
+        onward: Where messages go, for the log.
     """
 
     workers: int
@@ -160,7 +160,7 @@ class Crew:
     listeners: Sequence[tuple[str, int]]
     probes: tuple[str, int]
     stop_seconds: float
-    relay: str = ""
+    onward: str = ""
     patience: Patience = field(factory=Patience)
 
 
@@ -426,7 +426,7 @@ class _Supervisor:
                 "listening",
                 listeners=[{"address": address, "port": port} for address, port in self._places],
                 probes={"address": self._crew.probes[0], "port": self._probes_port},
-                relay=self._crew.relay,
+                onward=self._crew.onward,
                 workers=started,
             )
         reasons = {f"worker {each.number}": "; ".join(each.obstacles) for each in self._workers if each.obstacles}

@@ -40,7 +40,7 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
         listeners=[(listener.address, listener.port) for listener in settings.listeners],
         probes=(probes.address, probes.port),
         stop_seconds=shutdown.delay_seconds + shutdown.drain_seconds,
-        relay=f"{settings.relay.host}:{settings.relay.port}",
+        onward=settings.onward,
     )
     code = await supervise(crew, log)
     log.finish()

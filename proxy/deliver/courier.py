@@ -119,7 +119,10 @@ def courier_of(settings: Settings) -> Courier:
     chance = random.Random()  # noqa: S311 - the order of equal hosts
     resolver = Resolver(ResolverSettings(nameservers=deliver.nameservers), settings.hostname, networks, chance)
     mx = MxHosts(
-        MxSettings(helo_name=settings.hostname, tls_required=frozenset(deliver.require_tls)), resolver, networks, patience
+        MxSettings(helo_name=settings.hostname, tls_required=frozenset(deliver.require_tls)),
+        resolver,
+        networks,
+        patience,
     )
     return HostCourier(Destinations(mx.of, limits, patience, chance))
 

@@ -54,7 +54,7 @@ class Notices:
             at=datetime.fromtimestamp(now, UTC),
             arrived_at=datetime.fromtimestamp(item.received_at, UTC),
             queue_id=item.id,
-            content=content,
+            content=_returned(item, content),
         )
         octets = dsn.compose(report)
         # An address that leads nowhere is attempted all the same, and fails in the log.
@@ -84,3 +84,8 @@ class Notices:
             last_attempt_at=datetime.fromtimestamp(now, UTC),
             will_retry_until=until,
         )
+
+
+def _returned(item: Item, content: bytes) -> bytes:
+    """What of a message goes back with the notice; of one whose copies differ only the header section."""
+    return content if not item.layout.slots else content[: content.find(b"\r\n\r\n") + 4]

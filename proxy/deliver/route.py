@@ -159,8 +159,8 @@ class DeliverTransaction:
         started = monotonic()
         composed = await route.composer.compose(prepared.head + content[section.end :], self._options(prepared))
         route.watcher.composed(monotonic() - started, composed)
-        kept = composed.head + composed.html + composed.tail
-        item = self._item(about, prepared, composed, len(kept), now)
+        kept, layout = kept_of(composed)
+        item = self._item(about, prepared, layout, composed, len(kept), now)
         suppressed = await route.store.add(item, kept, 0)
         route.watcher.kept(item, len(suppressed))
         return item
@@ -173,7 +173,9 @@ class DeliverTransaction:
             track_clicks=wishes.track_clicks and self._route.track_clicks,
         )
 
-    def _item(self, about: About, prepared: Prepared, composed: Composed, octets: int, now: float) -> Item:
+    def _item(
+        self, about: About, prepared: Prepared, layout: Layout, composed: Composed, octets: int, now: float
+    ) -> Item:
         not_before = datetime.fromisoformat(about.deliver_at).timestamp() if about.deliver_at else 0.0
         due_at = max(now, not_before)
         return Item(
@@ -184,12 +186,7 @@ class DeliverTransaction:
                 Recipient(each.number, each.address, each.destination, next_attempt_at=due_at)
                 for each in self._recipients
             ),
-            layout=Layout(
-                len(composed.head),
-                len(composed.html),
-                composed.encoding,
-                tuple(Slot(slot.position, slot.kind, slot.target) for slot in composed.slots),
-            ),
+            layout=layout,
             size_octets=octets,
             group=prepared.wishes.group,
             login=about.login,
@@ -203,6 +200,16 @@ class DeliverTransaction:
 
     def abandon(self) -> None:
         """Nothing was kept, so there is nothing to give up."""
+
+
+def kept_of(composed: Composed) -> tuple[bytes, Layout]:
+    """Give the octets to keep of a composed message, and their layout: the whole message where all copies are equal."""
+    if not composed.slots:
+        whole = composed.copy(lambda _slot: "")
+        return whole, Layout(len(whole))
+    slots = tuple(Slot(slot.position, slot.kind, slot.target) for slot in composed.slots)
+    layout = Layout(len(composed.head), len(composed.html), composed.encoding, slots)
+    return composed.head + composed.html + composed.tail, layout
 
 
 def _whole(taken: IO[bytes]) -> bytes:

@@ -83,6 +83,10 @@ def _warned(settings: Settings, key: str, text: str) -> Warned:
 
 
 def _route(settings: Settings) -> Iterator[Finding]:
+    written = [*settings.source.lines, *settings.source.variables]
+    if settings.route is None and settings.relay.host is None and any(key.startswith("relay.") for key in written):
+        expected = "the platform's SMTP host, or route: deliver"
+        yield settings.source.problem("relay.host", "nothing, though relay has other keys", expected)
     if not settings.delivers and settings.relay.host is None:
         yield settings.source.problem("relay.host", "nothing", "the platform's SMTP host, for route relay")
     if settings.delivers and settings.relay.host is not None:

@@ -369,3 +369,14 @@ class Settings:
     def delivers(self) -> bool:
         """Whether the route is ``deliver``."""
         return (self.route or ("relay" if self.relay.host else "deliver")) == "deliver"
+
+    @property
+    def onward(self) -> str:
+        """Say where messages go, in a few words."""
+        if not self.delivers:
+            return f"relaying to {self.relay.host}:{self.relay.port}"
+        if self.deliver.via == "mailbox":
+            return f"delivering to the mailbox {self.deliver.mailbox or self.data_dir / 'mailbox'}"
+        if self.deliver.via == "smarthost":
+            return f"delivering by {self.deliver.smarthost.host}:{self.deliver.smarthost.port}"
+        return "delivering by the MX hosts of each domain"

@@ -78,12 +78,47 @@ LAWFUL = {
     "relay.idle_seconds": "1",
     "relay.pause_seconds": "0",
     "relay.required_for_readiness": "true",
+    "deliver.via": "mx",
+    "deliver.mailbox": "/srv/mailbox",
+    "deliver.smarthost.host": "smtp.example.com",
+    "deliver.smarthost.port": "25",
+    "deliver.smarthost.tls": "implicit",
+    "deliver.smarthost.username": "true",
+    "deliver.smarthost.password": "0123",
+    "deliver.smarthost.ca_file": "/etc/cmail/ca.pem",
+    "deliver.dkim[].domain": "example.com",
+    "deliver.dkim[].selector": "s1",
+    "deliver.dkim[].key_file": "/etc/cmail/dkim.pem",
+    "deliver.retry.first_seconds": "5",
+    "deliver.retry.factor": "3",
+    "deliver.retry.max_seconds": "60",
+    "deliver.retry.expire_seconds": "0",
+    "deliver.retry.warn_seconds": "0",
+    "deliver.compose.budget_seconds": "5",
+    "deliver.compose.processes": "2",
+    "deliver.connections": "5",
+    "deliver.per_destination": "1",
+    "deliver.require_tls": "[example.com]",
+    "deliver.allow_networks": "[10.0.0.0/8, fd00::/8]",
+    "deliver.nameservers": "[127.0.0.1, '::1']",
+    "deliver.keep_seconds": "0",
+    "tracking.opens": "false",
+    "tracking.clicks": "false",
+    "tracking.base_url": "https://click.example.com",
+    "tracking.secret_file": "/etc/cmail/keys",
+    "store": "sqlite",
+    "http.public.address": "::1",
+    "http.public.port": "0",
     "http.probes.address": "::1",
     "http.probes.port": "0",
 }
 """A value for each key that is not its default, as an environment variable would have it."""
 
-NEEDED = {"tokens": ("name", "token"), "logins": ("name", "password")}
+NEEDED = {
+    "tokens": ("name", "token"),
+    "logins": ("name", "password"),
+    "deliver.dkim": ("domain", "selector", "key_file"),
+}
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -150,7 +185,7 @@ def test_key_from_environment_means_the_same_as_in_the_file(key: str, tmp_path: 
         from_file = attrs.evolve(from_file, data_dir=Settings().data_dir)
     from_environment = load(None, needed(key) | {variable(key.replace("[]", "[0]")): LAWFUL[key]})
     assert from_file == from_environment
-    assert at(from_file, key) != at(load(None, needed(key)), key)
+    assert key == "store" or at(from_file, key) != at(load(None, needed(key)), key)  # store has one word so far
 
 
 def test_load_without_anything_gives_the_defaults() -> None:
