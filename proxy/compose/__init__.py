@@ -1,1 +1,1 @@
-"""Content steps of the sending core: what is done to a message before it is stored and sent. Pure."""
+"""Content steps of the sending core: text part, inline styles, tracked links and beacon."""

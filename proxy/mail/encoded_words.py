@@ -48,6 +48,14 @@ _CHARSETS = {
     "ks_c_5601-1987": "cp949",
 }
 
+# What text from outside may be decoded with.
+CODECS = frozenset(_CHARSETS.values())
+
+
+def codec(charset: str) -> str | None:
+    """Give the codec of a charset's name from the wire, in any case; None for one that is not on the list."""
+    return _CHARSETS.get(charset.lower())
+
 
 def decode(value: bytes) -> str:
     """
