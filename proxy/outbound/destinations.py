@@ -7,7 +7,9 @@ A destination is a domain (``via: mx``) or the smarthost. What bounds it:
   so a newsletter to one domain does not hold up a password reset to another.
 * *A pause* when an attempt ended with no more to say than that the destination is out of order. While it lasts, nothing
   is tried and nothing is waited for: ``held`` lets the queue leave such messages where they are, so any number of them
-  costs nothing. When it is over, one attempt goes first; only if the destination answers do the others follow.
+  costs nothing. When it is over, one attempt goes first; only if the destination answers do the others follow, and with
+  each ten of them one more at a time. Where others got through meanwhile, the host rather has too many connections:
+  fewer are made from then on, and there is no pause.
 * *Connections at rest* are kept for a moment, within a limit; so is what is known of destinations.
 
 No lock is needed: all of it runs on one event loop, and between two awaits nothing else does.
@@ -16,7 +18,7 @@ No lock is needed: all of it runs on one event loop, and between two awaits noth
 import asyncio
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic
 
 from attrs import frozen
@@ -30,6 +32,10 @@ from proxy.policy.outcome import Result
 SMARTHOST = ""
 """The one destination where all mail goes to a smarthost."""
 
+Load = Callable[[], Awaitable[Mail]]
+"""Gives the message when it is its turn: those that wait need no memory, and what is signed is signed late."""
+
+_RECOVERY = 0.1
 _LOOKS = 50  # destinations looked at to find one that can be forgotten
 
 
@@ -87,11 +93,13 @@ class _Destination:
         self.waiting: deque[asyncio.Future[Result | None]] = deque()  # None is a place; a result is for nobody to try
         self.idle: deque[tuple[Session, float]] = deque()  # the last one given back is the first one taken
         self.in_turn = False
-        self.next_start = 0.0
+        self.next_start = float("-inf")
         self.timer: asyncio.TimerHandle | None = None
+        self.allowed = float(share.concurrency)  # at a time, at present
         self.failures = 0
-        self.paused_until = 0.0
-        self.paused_at = 0.0
+        self.paused_until = float("-inf")
+        self.paused_at = float("-inf")
+        self.good_at = float("-inf")  # when an attempt last heard of more than the host
         self.failure: Result | None = None
 
     @property
@@ -133,24 +141,27 @@ class Destinations:
 
     # For the queue
 
-    async def deliver(self, key: str, mail: Mail) -> dict[str, Result]:
+    async def deliver(self, key: str, recipients: Sequence[str], load: Load) -> dict[str, Result]:
         """
         Attempt to deliver, as soon as it is this message's turn.
 
         Args:
-            key: What :func:`destination_of` says of its recipients.
+            key: What :func:`destination_of` says of all its recipients, or :data:`SMARTHOST`.
+            load: Called when it is the message's turn; what it raises is raised here.
 
         Returns:
             A result for each recipient. Where nothing was tried, their stage is ``held``.
         """
         destination = self._get(key)
+        if destination is None:
+            return dict.fromkeys(recipients, outcome.held(None, "too many destinations are in use"))
         refused = self._refusal(destination) or await self._turn(destination)
         if refused is not None:
-            return dict.fromkeys(mail.recipients, refused)
+            return dict.fromkeys(recipients, refused)
         began = self._clock()
         try:
-            session = self._rested(destination)
-            done = await attempt(mail, destination.hosts, session, self._patience)
+            mail = await load()
+            done = await attempt(mail, destination.hosts, self._rested(destination), self._patience)
         except BaseException:
             self._release(destination)
             raise
@@ -240,9 +251,11 @@ class Destinations:
 
     def _may_start(self, destination: _Destination) -> bool:
         """Whether the destination's own limits let another attempt begin."""
-        now = self._clock()
-        allowed = 1 if destination.failures else destination.share.concurrency  # after a pause one goes ahead
-        return destination.busy < allowed and now >= destination.paused_until and now >= destination.next_start
+        return destination.busy < int(destination.allowed) and self._due(destination) <= 0
+
+    def _due(self, destination: _Destination) -> float:
+        """In how many seconds its rate, or the end of a pause, lets another attempt begin."""
+        return max(destination.next_start, destination.paused_until) - self._clock()
 
     def _take(self, destination: _Destination) -> None:
         destination.busy += 1
@@ -276,31 +289,34 @@ class Destinations:
         if self._may_start(destination):
             destination.in_turn = True
             self._turns.append(destination)
-        elif destination.timer is None and not destination.busy:
-            # Nobody's end will wake it: only time does (its rate, or a pause).
-            self._wake_later(destination)
-        elif destination.timer is None and destination.busy < destination.share.concurrency and destination.share.rate:
-            self._wake_later(destination)
+        elif destination.timer is None and destination.busy < int(destination.allowed):
+            self._wake_later(destination)  # otherwise the end of an attempt wakes it
 
     def _wake_later(self, destination: _Destination) -> None:
         def wake() -> None:
             destination.timer = None
             self._go_on(destination)
 
-        due = max(destination.next_start, destination.paused_until) - self._clock()
-        destination.timer = asyncio.get_running_loop().call_later(max(due, 0.001), wake)
+        due = max(self._due(destination), 0.001)
+        destination.timer = asyncio.get_running_loop().call_later(due, wake)
 
     # What came of an attempt
 
     def _note(self, destination: _Destination, failure: Result | None, began: float) -> None:
+        now = self._clock()
         if failure is None:
             destination.failures = 0
             destination.failure = None
+            destination.good_at = now
+            destination.allowed = min(destination.allowed + _RECOVERY, destination.share.concurrency)
             return
-        if destination.paused_at > began:
+        if destination.paused_at >= began:
             return  # those that began together fail together: that is one failure
-        now = self._clock()
+        if destination.good_at >= began:
+            destination.allowed = max(1.0, destination.busy - 1.0)
+            return
         limits = self._limits
+        destination.allowed = 1.0
         pause = min(limits.pause_seconds * 2 ** min(destination.failures, 30), limits.max_pause_seconds)
         destination.failures += 1
         destination.paused_at = now
@@ -348,30 +364,31 @@ class Destinations:
 
     # What is known
 
-    def _get(self, key: str) -> _Destination:
+    def _get(self, key: str) -> _Destination | None:
         destination = self._known.get(key)
         if destination is not None:
             self._known.move_to_end(key)
             return destination
-        while len(self._known) >= self._limits.kept:
-            self._forget()
+        if len(self._known) >= self._limits.kept and not self._forget():
+            return None
         share = self._limits.shares.get(key, self._limits.share)
         destination = self._known[key] = _Destination(key, self._hosts_of(key), share)
         return destination
 
-    def _forget(self) -> None:
-        """Make room: first for one that is nothing but a name, then for a paused one, whose pause ends with it."""
+    def _forget(self) -> bool:
+        """Forget one that is not in use, if there is; first one that is nothing but a name, then a paused one."""
         oldest = [each for each, _ in zip(self._known.values(), range(_LOOKS), strict=False)]
         unused = [each for each in oldest if each.idle_now]
         if not unused:
             for each in oldest:  # all in use: they are the youngest then
                 self._known.move_to_end(each.key)
-            return
+            return False
         now = self._clock()
         gone = next((each for each in unused if each.paused_until <= now), unused[0])
         self._drop_idle(gone)
         self._paused.pop(gone.key, None)
         del self._known[gone.key]
+        return True
 
 
 def _next(waiting: "deque[asyncio.Future[Result | None]]") -> "asyncio.Future[Result | None] | None":

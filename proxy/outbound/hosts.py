@@ -20,7 +20,7 @@ from attrs import evolve, field, frozen
 
 from proxy.mail.reply import printable
 from proxy.outbound.client import Connection, NextHop, UpstreamError, connected_to
-from proxy.outbound.mx import Host, Resolver, Route, normal_domain
+from proxy.outbound.mx import Host, Resolver, Route, literal_address, normal_domain
 from proxy.outbound.networks import Networks
 from proxy.outbound.transaction import Patience, Session
 from proxy.policy import outcome
@@ -34,8 +34,8 @@ def unverified_context() -> ssl.SSLContext:
     """
     TLS for hosts that need not prove who they are.
 
-    Weak ciphers and old certificates are still better than no TLS, which is what such a host would get otherwise; the
-    lowest version stays what the library allows (RFC 7435, 3).
+    An expired certificate, or one for another name, is still better than no TLS, which is what such a host would get
+    otherwise (RFC 7435, 3). Versions and ciphers stay those of the library's defaults.
     """
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -102,10 +102,7 @@ class MxHosts:
         if not addresses:
             tried.update(host.addresses)
             return outcome.prohibited(domain, next(iter(host.addresses), host.name))
-        address = ""
         tls = "required" if required else "opportunistic"
-        if not required and all(self._is_clear(each) for each in addresses):
-            tls = "none"
         while True:
             try:
                 sock, address = await self._connected(addresses)
@@ -143,7 +140,7 @@ class MxHosts:
     def _hop(self, host: Host, tls: str) -> NextHop:
         settings = self._settings
         return NextHop(
-            host=host.name.strip("[]"),
+            host=literal_address(host.name) or host.name,
             port=settings.port,
             tls=tls,
             context=settings.verified if tls == "required" else settings.unverified,

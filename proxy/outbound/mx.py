@@ -325,7 +325,7 @@ def normal_domain(domain: str) -> str | None:
     Returns:
         The name; an address literal in lower case; None for what is neither.
     """
-    if domain.startswith("[") and domain.endswith("]"):
+    if domain.startswith("["):
         return domain.lower() if literal_address(domain) is not None else None
     if not domain or len(domain) > 1000:
         return None
@@ -342,6 +342,8 @@ def normal_domain(domain: str) -> str | None:
 
 def literal_address(literal: str) -> str | None:
     """Give the IP address in a literal such as ``[192.0.2.1]`` or ``[IPv6:2001:db8::1]`` (RFC 5321, 4.1.3)."""
+    if not literal.startswith("[") or not literal.endswith("]"):
+        return None
     inner = literal[1:-1]
     version = 4
     if inner[:5].lower() == "ipv6:":

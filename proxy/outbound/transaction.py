@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from proxy.mail.data_stage import END_OF_DATA, mend_line_ends
-from proxy.mail.reply import START_MAIL, Reply, printable
+from proxy.mail.reply import SERVICE_CLOSING, START_MAIL, Reply, printable
 from proxy.outbound.client import Connection, UpstreamError
 from proxy.outbound.mx import normal_domain
 from proxy.policy import outcome
@@ -305,9 +305,9 @@ class Session:
         return outcome.of_reply(self._stage, reply, self.host, tls=self.connection.secured, recipients=recipients)
 
     def _checked(self, reply: Reply, recipients: int = 2) -> Result:
-        """Sort a reply; one that is about the host ends the session."""
+        """Sort a reply; one that is about the host ends the session, and so does one that is out of step."""
         result = self._sorted(reply, recipients)
-        if result.scope is Scope.HOST:
+        if result.scope is Scope.HOST or reply.code == SERVICE_CLOSING or reply.intermediate:
             raise _EndedError(result)
         return result
 

@@ -134,6 +134,9 @@ _RULES = (
     _Rule("dot", "2..", _DELIVERED, _RECIPIENT, status="2.0.0"),
     # "250 2.1.5 Ok", "251 User not local; will forward": so far so good; asked only by who reads all replies alike.
     _Rule("mail rcpt", "2..", _DELIVERED, _RECIPIENT, status="2.1.0"),
+    # "421-4.7.0 [192.0.2.1 15] Our system has detected that this message is suspicious" (Gmail): behind the dot 421 is
+    # more often about this message than about the host.
+    _Rule("dot", str(SERVICE_CLOSING), _DEFERRED, _MESSAGE, next_host=True, status="4.3.2"),
     # RFC 5321, 3.8: 421 may come at any time, and says that the service goes. "421 4.7.0 Try again later, closing
     # connection." (Gmail); "421 4.4.2 mx.example Error: timeout exceeded" (Postfix).
     _Rule("", str(SERVICE_CLOSING), _DEFERRED, _HOST, next_host=True, status="4.3.2"),
