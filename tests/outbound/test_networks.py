@@ -7,9 +7,7 @@ import pytest
 from proxy.outbound.networks import Networks
 
 
-@pytest.mark.parametrize(
-    "address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"]
-)
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"])
 def test_address_on_the_internet_is_permitted(address: str) -> None:
     """Plain ones, and those that only wrap one."""
     assert Networks().permit(address)

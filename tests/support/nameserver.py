@@ -143,7 +143,7 @@ class NameServer:
                 response.answer.append(_rrset(name, kind, found))
                 break
             if not alias:
-                if not any(known.endswith((f".{name}", name)) for known, _ in self._records):
+                if not any(known == name or known.endswith(f".{name}") for known, _ in self._records):
                     response.set_rcode(dns.rcode.NXDOMAIN)
                 break
             response.answer.append(_rrset(name, "CNAME", alias))

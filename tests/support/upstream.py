@@ -94,7 +94,7 @@ class Upstream:
         slow: Read message data only this fast, in octets a second; 0 for as fast as it comes.
         receive_buffer: Size of the kernel's buffer for what comes, in octets; 0 for what it likes.
         port: Where to listen; 0 for any free port.
-        address: Where to listen, of 127.0.0.0/8 or ::1: several servers may have the same port as the hosts of a domain.
+        address: Where to listen, of 127.0.0.0/8 or ::1: several servers with one port stand for the hosts of a domain.
 
     Attributes:
         taken: Messages that were accepted or refused at the dot.
