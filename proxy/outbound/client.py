@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import cast
 
-from aiohappyeyeballs import start_connection
+from aiohappyeyeballs import AddrInfoType, start_connection
 from attrs import frozen
 
 from proxy.mail.reply import Reply, ReplyError, ReplyParser
@@ -41,13 +41,15 @@ class UpstreamError(Exception):
             ``starttls``, ``auth``, ``transaction``.
         reason: For the log.
         refused: Whether the next hop said no for good, or lacks what the settings ask for: trying again is no use.
+        reply: What the next hop said, if it is that which ended it.
     """
 
-    def __init__(self, stage: str, reason: str, *, refused: bool = False) -> None:
+    def __init__(self, stage: str, reason: str, *, refused: bool = False, reply: Reply | None = None) -> None:
         super().__init__(f"{stage}: {reason}")
         self.stage = stage
         self.reason = reason
         self.refused = refused
+        self.reply = reply
 
 
 STAGES = ("connect", "banner", "ehlo", "starttls", "auth", "transaction")
@@ -63,6 +65,9 @@ class NextHop:
         context: Checks the certificate; for ``opportunistic`` one that does not.
         helo_name: What EHLO says.
         username, password: Empty for no AUTH.
+        greeting_seconds: Limit for each reply before the first transaction; None for the shorter of connecting and
+            replies, because an app waits for all of that inside one MAIL.
+        helo: Whether HELO is tried after a refused EHLO (RFC 5321, 3.2).
     """
 
     host: str
@@ -75,6 +80,8 @@ class NextHop:
     connect_seconds: float = 30
     reply_seconds: float = 300
     final_reply_seconds: float = 600
+    greeting_seconds: float | None = None
+    helo: bool = False
 
 
 class Connection(asyncio.Protocol):
@@ -83,12 +90,16 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         extensions: EHLO keywords (upper case) with their parameters.
+        name: What the next hop calls itself in its reply to EHLO.
+        secured: Whether TLS is on.
         lost: Why the connection is of no more use; empty while it is.
         idle_since: When it was last given back (monotonic seconds); 0 before the first time.
     """
 
     def __init__(self) -> None:
         self.extensions: dict[str, str] = {}
+        self.name = ""
+        self.secured = False
         self.lost = ""
         self.idle_since = 0.0
         self._transport: asyncio.Transport | None = None
@@ -104,28 +115,33 @@ class Connection(asyncio.Protocol):
         self._paused = False
 
     @classmethod
-    async def open(cls, hop: NextHop) -> "Connection":
+    async def open(cls, hop: NextHop, sock: socket.socket | None = None) -> "Connection":
         """
         Connect and get ready to send.
+
+        Args:
+            sock: Already connected; otherwise *hop*'s host is looked up and connected to. It is closed on failure.
 
         Raises:
             UpstreamError: It did not work out, whatever the reason.
         """
         connection = cls()
         try:
-            await connection._connect(hop)
+            await connection._connect(hop, sock)
             await connection._get_ready(hop)
         except BaseException:
             connection.close()
+            if sock is not None and connection._transport is None:
+                sock.close()
             raise
         return connection
 
-    async def _connect(self, hop: NextHop) -> None:
+    async def _connect(self, hop: NextHop, sock: socket.socket | None) -> None:
         context = hop.context if hop.tls == "implicit" else None
         self._expected = 1  # the greeting
         try:
             async with asyncio.timeout(hop.connect_seconds):
-                sock = await connected(hop.host, hop.port)
+                sock = sock or await connected(hop.host, hop.port)
                 await self._loop.create_connection(
                     lambda: self, sock=sock, ssl=context, server_hostname=hop.host if context else None
                 )
@@ -136,24 +152,30 @@ class Connection(asyncio.Protocol):
             if "WRONG_VERSION_NUMBER" in reason:
                 reason += " (no TLS from the first octet on; with relay.tls: required it is asked for by STARTTLS)"
             raise UpstreamError("connect", reason) from None
+        self.secured = context is not None
 
     async def _get_ready(self, hop: NextHop) -> None:
-        # The greeting may take its time (RFC 5321, 4.5.3.2.1), but the app waits for all of this inside one MAIL.
-        limit = min(hop.connect_seconds, hop.reply_seconds)
+        # The greeting may take its time (RFC 5321, 4.5.3.2.1), but an app may wait for all of this inside one MAIL.
+        limit = min(hop.connect_seconds, hop.reply_seconds) if hop.greeting_seconds is None else hop.greeting_seconds
         _require(await self._stage("banner", limit), 220, "banner")
-        await self._hello(hop.helo_name, limit)
+        await self._hello(hop, limit)
         if hop.tls in ("required", "opportunistic"):
             if "STARTTLS" in self.extensions:
                 await self._start_tls(hop, limit)
-                await self._hello(hop.helo_name, limit)
+                await self._hello(hop, limit)
             elif hop.tls == "required":
                 raise UpstreamError("starttls", "STARTTLS is not offered, and relay.tls is required", refused=True)
         if hop.username:
             await self._authenticate(hop, limit)
 
-    async def _hello(self, name: str, limit: float) -> None:
-        self.write(f"EHLO {name}\r\n".encode("ascii"))
-        reply = _require(await self._stage("ehlo", limit), 250, "ehlo")
+    async def _hello(self, hop: NextHop, limit: float) -> None:
+        self.write(f"EHLO {hop.helo_name}\r\n".encode("ascii"))
+        reply = await self._stage("ehlo", limit)
+        if hop.helo and reply.permanent and not self.lost:
+            self.write(f"HELO {hop.helo_name}\r\n".encode("ascii"))
+            reply = await self._stage("ehlo", limit)
+        _require(reply, 250, "ehlo")
+        self.name = reply.text.partition("\n")[0].partition(" ")[0].lower()
         lines = (line.partition(" ") for line in reply.text.split("\n")[1:])
         self.extensions = {keyword.upper(): parameters for keyword, _, parameters in lines}
 
@@ -175,13 +197,17 @@ class Connection(asyncio.Protocol):
         if transport is None:  # asyncio's way to say that the connection went away meanwhile
             raise UpstreamError("starttls", "connection closed")
         self._transport = transport
+        self.secured = True
 
     async def _authenticate(self, hop: NextHop, limit: float) -> None:
         try:
             await self._log_in(hop, limit)
         except UpstreamError as error:
             reason = without_secrets(error.reason, (hop.username, hop.password))
-            raise UpstreamError("auth", reason, refused=error.refused) from None
+            reply = error.reply
+            if reply is not None and reason != error.reason:
+                reply = Reply(reply.code, reply.enhanced, "(its text repeats the credentials)")
+            raise UpstreamError("auth", reason, refused=error.refused, reply=reply) from None
 
     async def _log_in(self, hop: NextHop, limit: float) -> None:
         offered = self.extensions.get("AUTH", "").upper().split()
@@ -356,9 +382,29 @@ async def connected(host: str, port: int) -> socket.socket:
     Raises:
         OSError: None can be reached.
     """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return await _reached(found[:_MAX_ADDRESSES])
+
+
+async def connected_to(addresses: Sequence[str], port: int) -> socket.socket:
+    """
+    Connect by TCP to one of some IP addresses, in the way of :func:`connected`; nothing is looked up.
+
+    Raises:
+        OSError: None can be reached.
+    """
+    infos: list[AddrInfoType] = []
+    for address in addresses[:_MAX_ADDRESSES]:
+        if ":" in address:
+            infos.append((socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0)))
+        else:
+            infos.append((socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)))
+    return await _reached(infos)
+
+
+async def _reached(infos: Sequence[AddrInfoType]) -> socket.socket:
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    sock = await start_connection(found[:_MAX_ADDRESSES], happy_eyeballs_delay=0.25, interleave=1, loop=loop)
+    sock = await start_connection(infos, happy_eyeballs_delay=0.25, interleave=1, loop=loop)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE:
         if hasattr(socket, name):  # all of Linux; other systems have some of them
@@ -368,7 +414,7 @@ async def connected(host: str, port: int) -> socket.socket:
 
 def _require(reply: Reply, code: int, stage: str) -> Reply:
     if reply.code != code:
-        raise UpstreamError(stage, f"the next hop said {reply}", refused=reply.permanent)
+        raise UpstreamError(stage, f"the next hop said {reply}", refused=reply.permanent, reply=reply)
     return reply
 
 

@@ -94,6 +94,7 @@ class Upstream:
         slow: Read message data only this fast, in octets a second; 0 for as fast as it comes.
         receive_buffer: Size of the kernel's buffer for what comes, in octets; 0 for what it likes.
         port: Where to listen; 0 for any free port.
+        address: Where to listen, of 127.0.0.0/8 or ::1: several servers with one port stand for the hosts of a domain.
 
     Attributes:
         taken: Messages that were accepted or refused at the dot.
@@ -112,6 +113,7 @@ class Upstream:
         slow: int = 0,
         receive_buffer: int = 0,
         port: int = 0,
+        address: str = "127.0.0.1",
     ) -> None:
         self.replies: dict[str, Reply] = {**_DEFAULTS, **(replies or {})}
         self.extensions = extensions
@@ -126,7 +128,8 @@ class Upstream:
         self._script_over = threading.Event()
         self._threads: list[threading.Thread] = []
         self._conversations: list[_Conversation] = []
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=256)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listener = socket.create_server((address, port), family=family, backlog=256)
         if receive_buffer:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.port: int = self._listener.getsockname()[1]
