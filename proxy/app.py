@@ -254,6 +254,10 @@ async def serve(settings: Settings, log: Log) -> int:
 
     raise_descriptor_limit(settings, log)
     sockets = bind_all(settings)
+    if settings.delivers:
+        from proxy.deliver_parts import recover
+
+        await recover(settings, log)
     app = App(settings, log, sockets)
     stopping = stop_event()
     await app.start()

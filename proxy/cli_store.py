@@ -151,8 +151,8 @@ def report(
     """
     Show what became of messages, by group.
 
-    received: messages. sent, delivered, deferred, bounced, suppressed: recipients (deferred: attempts). opened, clicked:
-    recipients who did so, and in brackets how often in all.
+    received: messages. sent, delivered, bounced, suppressed: recipients. deferred: attempts. opened, clicked: readers
+    who did so, and in brackets how often in all.
     """
     day = since.date().isoformat() if since else ""
     figures = _with_store(config, lambda store: store.report(day, group))

@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from proxy.compose.dkim import Signer, SigningKey, load_key
 from proxy.compose.pool import ComposePool
 from proxy.compose.steps import Composed
-from proxy.compose.tokens import TokenKeys, load_or_create_secret
+from proxy.compose.tokens import load_or_create_secret
 from proxy.deliver.copies import Copies
 from proxy.deliver.courier import courier_of, route_of
 from proxy.deliver.notices import Notices
@@ -77,7 +78,7 @@ class DeliverParts:
         self._composer = ComposePool(budget_seconds=deliver.compose.budget_seconds, processes=deliver.compose.processes)
         public = settings.http.public
         self._keys = load_or_create_secret(tracking_keys(settings))
-        self.public = PublicPages(public.address, public.port, self._keys, _Hits(self), time.time)
+        self.public = PublicPages(public.address, public.port, self._keys, _Hits(self), lambda: datetime.now(UTC))
         signer = Signer([SigningKey(key.domain, key.selector, load_key(key.key_file)) for key in deliver.dkim])
         destination = route_of(settings)
         self.route = DeliverRoute(
@@ -163,11 +164,11 @@ class _Hits:
         self._parts = parts
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def opened(self, message_id: str, recipient: int, at: float) -> None:
-        self._write("opened", message_id, recipient, "", at)
+    def opened(self, message_id: str, recipient: int, at: datetime) -> None:
+        self._write("opened", message_id, recipient, "", at.timestamp())
 
-    def clicked(self, message_id: str, recipient: int, target: str, at: float) -> None:
-        self._write("clicked", message_id, recipient, target, at)
+    def clicked(self, message_id: str, recipient: int, target: str, at: datetime) -> None:
+        self._write("clicked", message_id, recipient, target, at.timestamp())
 
     def _write(self, kind: str, message_id: str, recipient: int, target: str, at: float) -> None:
         if len(self._tasks) >= 1000:  # a flood of hits is not worth more memory than that

@@ -118,7 +118,7 @@ class RuleBook:
                 problems.append(self._settings.source.problem(f"rules.optional[{index}]", repr(word), expected, hint))
         if problems:
             raise ProblemsError(problems)
-        return Engine(files, policy(rules))
+        return Engine(files, policy(rules), deliver_later=self._settings.delivers)
 
     def _directory_problems(self) -> list[Problem]:
         """What is wrong with ``rules.directories``: our own file would count in the place of one that is not found."""

@@ -30,6 +30,10 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
     TokenStore(settings.data_dir / TOKENS_FILE)
     for _, taken in app.bind_all(settings):
         taken.close()
+    if settings.delivers:
+        from proxy.deliver_parts import recover
+
+        await recover(settings, log)
     app.tell_warnings(log, settings, rules.engine)
     app.raise_descriptor_limit(settings, log)  # workers inherit it
     probes, shutdown = settings.http.probes, settings.shutdown

@@ -1,8 +1,8 @@
 """
-Who brings mail to a destination: the mailbox folder, the smarthost, or the hosts of a domain; chosen by ``deliver.via``.
+Who brings mail to a destination: the mailbox folder, the smarthost, or the hosts of a domain (``deliver.via``).
 
 The store names destinations with a word: a domain for ``via: mx``, else the one name below. What waits follows the
-settings: see ``moved``.
+settings at the next start.
 """
 
 import random
@@ -117,7 +117,8 @@ def courier_of(settings: Settings) -> Courier:
         return HostCourier(Destinations(lambda _key: smarthost, limits, patience, random.Random()))  # noqa: S311 - jitter
     networks = Networks(deliver.allow_networks)
     chance = random.Random()  # noqa: S311 - the order of equal hosts
-    resolver = Resolver(ResolverSettings(nameservers=deliver.nameservers), settings.hostname, networks, chance)
+    asked = ResolverSettings(nameservers=deliver.nameservers, own_names=frozenset({settings.hostname}))
+    resolver = Resolver(asked, networks, chance)
     mx = MxHosts(
         MxSettings(helo_name=settings.hostname, tls_required=frozenset(deliver.require_tls)),
         resolver,
