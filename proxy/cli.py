@@ -65,6 +65,9 @@ def serve(config: Path | None) -> None:
     """
     Take mail and send it on, until SIGTERM.
 
+    Without any settings it listens on 127.0.0.1:2525, shows a token for your app at its first start, and delivers into a
+    mailbox folder: nothing leaves the machine. All of it is kept in ./var.
+
     Logs one line for each message to standard output. Rule files, certificates and issued tokens are read again when
     they change; a change of the settings file needs a restart.
     """
@@ -72,7 +75,7 @@ def serve(config: Path | None) -> None:
     from proxy.listening import BindError
     from proxy.record.log import Log, Output
 
-    settings = _checked(config)
+    settings = _checked(_loaded(config) if config else _embedded(_loaded(None)))
     log = Log(settings.log.level, settings.log.format, Output(sys.stdout.fileno()))
     log.install()
     try:
@@ -102,7 +105,7 @@ def worker(config: Path | None) -> None:
     place = WorkerPlace.take(os.environ)
     if place is None:
         raise click.UsageError("this command is for `cmail-proxy serve` to start; set workers in the settings")
-    settings = _checked(config, quiet=True)
+    settings = _checked(_loaded(config), quiet=True)
     log = Log(settings.log.level, settings.log.format, Output(sys.stdout.fileno()))
     log.install()
     try:
@@ -299,9 +302,28 @@ def _loaded(config: Path | None) -> Settings:
         _fail(error)
 
 
-def _checked(config: Path | None, *, quiet: bool = False) -> Settings:
-    """Load settings fit to serve with; every problem ends the program."""
-    settings = _loaded(config)
+def _embedded(settings: Settings) -> Settings:
+    """
+    Make settings of nothing usable: where nobody said who may send, one token, shown once, and a certificate of our own.
+    """
+    import attrs
+
+    from proxy.inbound.tokens import TokenStore
+
+    if settings.source.variables or not settings.delivers:
+        return settings
+    store = TokenStore(settings.data_dir / TOKENS_FILE)
+    if not store.list():
+        click.echo("No settings, so these: listening on 127.0.0.1:2525, delivering into a mailbox folder.", err=True)
+        click.echo(
+            f"Token for your app, user name and password in one, shown this once: {store.add('first')}", err=True
+        )
+        click.echo(f"Everything is kept in {settings.data_dir}. For more: cmail-proxy serve --config FILE", err=True)
+    return attrs.evolve(settings, tls=attrs.evolve(settings.tls, self_signed=True))
+
+
+def _checked(settings: Settings, *, quiet: bool = False) -> Settings:
+    """Take settings that are fit to serve with; every problem ends the program."""
     problems, warned = check(settings)
     if problems:
         _fail(ProblemsError(problems))
