@@ -65,8 +65,8 @@ def serve(config: Path | None) -> None:
     """
     Take mail and send it on, until SIGTERM.
 
-    Without any settings it listens on 127.0.0.1:2525, shows a token for your app at its first start, and delivers into a
-    mailbox folder: nothing leaves the machine. All of it is kept in ./var.
+    Without any settings it listens on 127.0.0.1:2525, shows a token for your app at its first start, and delivers into
+    a mailbox folder: nothing leaves the machine. All of it is kept in ./var.
 
     Logs one line for each message to standard output. Rule files, certificates and issued tokens are read again when
     they change; a change of the settings file needs a restart.
@@ -304,7 +304,7 @@ def _loaded(config: Path | None) -> Settings:
 
 def _embedded(settings: Settings) -> Settings:
     """
-    Make settings of nothing usable: where nobody said who may send, one token, shown once, and a certificate of our own.
+    Make settings of nothing usable: a token where nobody has one, shown this once, and a certificate of our own.
     """
     import attrs
 
