@@ -95,8 +95,8 @@ class Store(Protocol):
         """
         Take what is due, in a fair order among destinations, and begin an attempt for it.
 
-        Until *lease_until*, or until this store is gone, nobody else gets it; after that it is due again. A message that
-        cannot be read is set aside, and costs no other.
+        Until *lease_until*, or until this store is gone, nobody else gets it; after that it is due again. A message
+        that cannot be read is set aside, and costs no other.
 
         Args:
             limit: Recipients at most.
