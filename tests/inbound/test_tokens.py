@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.inbound.private_file import locked, write_private
+from proxy.private_file import locked, write_private
 from proxy.inbound.tokens import IssuedToken, TokenError, TokenStore
 from proxy.problems import ProblemsError
 
