@@ -67,6 +67,7 @@ def contexts(text: str) -> Iterator[str]:
     yield "".join(f"{{{section}: " for section in sections) + f"{{{inner}}}" + "}" * len(sections)
     yield f"listeners: [{{{inner}}}]"
     yield f"logins: [{{name: a, password: b, {inner}}}]"
+    yield f"deliver: {{{inner}}}"
 
 
 def problems(folder: Path, text: str) -> list[str]:
