@@ -147,7 +147,7 @@ def logged() -> dict[str, dict[str, set[str]]]:
             keywords = {keyword.arg for keyword in call.keywords if keyword.arg}
             for keyword in call.keywords:
                 keywords |= SPREAD[ast.unparse(keyword.value)] if keyword.arg is None and level in LEVELS else set()
-            if level in LEVELS and isinstance(name, str):
+            if level in LEVELS and isinstance(name, str) and name.isidentifier():  # else it is a library's way to log
                 event = events.setdefault(name, {"levels": set(), "fields": set()})
                 event["levels"].add(LEVELS[level])
                 event["fields"] |= keywords

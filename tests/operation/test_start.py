@@ -118,7 +118,7 @@ def test_problems_of_settings_end_the_start_all_at_once(tmp_path: Path) -> None:
     config = config_of(tmp_path, limits={"hops": 0}, log={"level": "loud"}, smpt={})
     keys = (
         "hostname, data_dir, workers, log, listeners, tls, tokens, logins, rules, smtp, limits, route, shutdown, "
-        "relay, http"
+        "relay, deliver, tracking, store, http"
     )
     assert refusal(config) == [
         f"error: {config}:5: limits.hops: found 0; expected an integer from 1 to 1000 (fields)",
