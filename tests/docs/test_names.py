@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from proxy import cli, docs, settings, strictyaml
+from proxy import cli, cli_store, docs, settings, strictyaml
 from proxy.inbound import commands, content, listeners, server, session
 from proxy.mail import reply
 from proxy.problems import ProblemsError
@@ -228,7 +228,9 @@ def test_commands_in_the_docs_exist() -> None:
         _, *words = line.split()
         command: click.Command = cli.main
         while isinstance(command, click.Group) and words:
-            command = command.commands[words.pop(0)]
+            found = command.get_command(click.Context(command), words.pop(0))
+            assert found is not None, line
+            command = found
         options = {name for parameter in command.params for name in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, line
     options = {name for parameter in cli.main.commands["translate"].params for name in parameter.opts}
@@ -239,8 +241,11 @@ def test_commands_of_the_program_are_all_told() -> None:
     """The table of commands leaves out none but the one that only the program itself starts."""
     told = {span for row in table(OPERATION, "Command") for span in coded(row[0])}
     visible = {name: command for name, command in cli.main.commands.items() if not command.hidden}
-    names = {f"cmail-proxy {name}" for name, command in visible.items() if not isinstance(command, click.Group)}
-    names |= {f"cmail-proxy token {name}" for name in cli.token.commands}
+    visible |= {str(command.name): command for command in cli_store.COMMANDS}
+    names: set[str] = set()
+    for name, command in visible.items():
+        inner = command.commands if isinstance(command, click.Group) else {"": command}
+        names |= {f"cmail-proxy {name} {each}".strip() for each in inner}
     assert told == names
 
 
