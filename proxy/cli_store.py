@@ -234,7 +234,10 @@ def dkim(config: Path | None) -> None:
         for each in settings.deliver.dkim:
             key = load_key(each.key_file)
             name = SigningKey(each.domain, each.selector, key).dns_name
-            click.echo(f'{name}. IN TXT "{dns_record(key)}"')
+            text = dns_record(key)
+            strings = [text[start : start + 255] for start in range(0, len(text), 255)]  # RFC 1035, 3.3
+            quoted = " ".join([f'"{each}"' for each in strings])
+            click.echo(f"{name}. IN TXT {quoted}")
     except ProblemsError as error:
         _fail(error)
 
