@@ -14,6 +14,7 @@ import itertools
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from time import monotonic
 
 import dns.asyncresolver
@@ -318,6 +319,7 @@ def _why(error: dns.resolver.NoNameservers) -> str:
     return ", ".join(sorted(said)) or "no name server can be used"
 
 
+@lru_cache(4096)  # asked for every recipient, and again for every command
 def normal_domain(domain: str) -> str | None:
     """
     Bring a domain into the one form that is looked up and compared: A-labels in lower case, no dot at the end.
