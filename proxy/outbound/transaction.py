@@ -166,6 +166,7 @@ class Session:
         self._patience = patience
         self._stage = Stage.MAIL
         self._dot_sent = False
+        self._last_words = ""
         self._dirty = False  # the host is inside a transaction: RSET goes before the next one
         self._deadline = 0.0
         self._now = asyncio.get_running_loop().time
@@ -183,6 +184,7 @@ class Session:
         try:
             await self._transaction(mail, part, results)
         except _EndedError as error:
+            self._last_words = error.result.detail
             self._end(part.recipients, results, error.result)
             self.connection.quit()
         except UpstreamError as error:
@@ -335,7 +337,7 @@ class Session:
 
     def over(self) -> Result:
         """Give the result for what was not sent any more because the session is over."""
-        reason = printable(self.connection.lost) or "closed"
+        reason = self._last_words or printable(self.connection.lost)
         return self.ended or outcome.lost(Stage.MAIL, self.host, reason, tls=self.connection.secured)
 
 

@@ -306,6 +306,24 @@ async def test_host_that_closes_after_each_message_gets_them_all() -> None:
         assert here.taken() == [people]
 
 
+async def test_host_that_closes_with_each_refusal_refuses_them_all_in_one_attempt() -> None:
+    """Not one copy at each attempt, for days."""
+    with lab() as here:
+        here.servers[0].replies["dot"] = "554 5.7.1 spam\nclose"
+        people = [f"p{number}@example.net" for number in range(6)]
+        results = await here.send(*(Copy((each,), CONTENT) for each in people))
+        assert {each.outcome for each in results.values()} == {Outcome.FAILED}
+
+
+async def test_words_with_which_a_host_closes_are_kept_for_the_other_copies() -> None:
+    """So that the log tells why they were not sent."""
+    with lab({"dot": "421 4.7.0 enough for now"}) as here:
+        results = await here.send(Copy((ANN,), CONTENT), Copy((BOB,), CONTENT))
+        assert results[ANN].scope is Scope.MESSAGE
+        assert (results[BOB].outcome, results[BOB].scope) == (Outcome.DEFERRED, Scope.HOST)
+        assert "enough for now" in results[BOB].detail
+
+
 async def test_host_that_dies_at_the_second_copy_keeps_the_first() -> None:
     """What was taken is not sent again."""
     with lab({}, {}) as here:
@@ -477,6 +495,14 @@ async def test_recipient_with_control_characters_never_reaches_a_command() -> No
         assert (results[bad].outcome, results[ANN].outcome) == (Outcome.FAILED, Outcome.DELIVERED)
         assert here.taken() == [[ANN]]
         assert not any("y@" in each for each in here.servers[0].dialogues[0].commands)
+
+
+async def test_sender_that_is_no_address_fails_unsent() -> None:
+    """Octets that are no UTF-8, say: nobody is bothered with them."""
+    with lab() as here:
+        results = await here.send(reverse_path="\udcff@example.com")
+        assert (results[ANN].outcome, results[ANN].enhanced) == (Outcome.FAILED, "5.1.7")
+        assert here.connections() == [0]
 
 
 # The smarthost
