@@ -1,5 +1,6 @@
 """One attempt against hosts on script: every stage, every kind of refusal and loss, and what it means for whom."""
 
+import asyncio
 import socket
 
 import pytest
@@ -9,7 +10,7 @@ from proxy.outbound.hosts import Smarthost
 from proxy.outbound.networks import Networks
 from proxy.outbound.transaction import Copy
 from proxy.policy.outcome import Outcome, Scope
-from tests.outbound.site import ANN, BOB, CAT, CONTENT, DOMAIN, HASTE, PATIENCE, SENDER, lab
+from tests.outbound.site import ANN, AT_THE_DOT, BOB, CAT, CONTENT, DOMAIN, PATIENCE, SENDER, lab
 from tests.support.upstream import CLOSE, EXTENSIONS, RESET, STALL, Reply
 
 PLAIN = tuple(each for each in EXTENSIONS if each != "PIPELINING")
@@ -75,7 +76,9 @@ async def test_host_that_breaks_off_before_the_message_is_replaced_by_the_next(
     with lab({stage: reply}, extensions=extensions) as here:
         results = await here.send(Copy((ANN, BOB), CONTENT))
         assert {(each.outcome, each.scope) for each in results.values()} == {(Outcome.DEFERRED, Scope.HOST)}
-        assert {each.stage for each in results.values()} == {stage.lower()}
+        # A reset in place of the banner can be there before the connection is.
+        stages = {stage.lower(), "connect"} if stage == "banner" else {stage.lower()}
+        assert {each.stage for each in results.values()} <= stages
 
 
 @pytest.mark.parametrize("stage", ["banner", "EHLO", "MAIL", "RCPT", "DATA"])
@@ -85,7 +88,7 @@ async def test_host_that_stalls_before_the_message_is_replaced_by_the_next(
 ) -> None:
     """After the time for a reply."""
     with lab({stage: STALL}, {}, extensions=extensions) as here:
-        results = await here.send(patience=HASTE)
+        results = await here.send(hosts=here.mx_hosts(hasty=True).of(DOMAIN))
         assert results[ANN].outcome is Outcome.DELIVERED
         assert here.taken() == [[], [ANN]]
 
@@ -208,7 +211,7 @@ async def test_host_that_breaks_off_at_the_dot_may_have_the_message(act: str) ->
 async def test_host_that_stalls_at_the_dot_may_have_the_message() -> None:
     """The same after the time for the last reply."""
     with lab({"dot": STALL}, {}) as here:
-        result = (await here.send(patience=HASTE))[ANN]
+        result = (await here.send(patience=AT_THE_DOT))[ANN]
         assert result.detail.startswith("may have been taken")
         assert here.connections() == [1, 0]
 
@@ -244,7 +247,7 @@ async def test_host_that_breaks_off_inside_a_large_message_is_replaced_by_the_ne
 async def test_host_that_takes_no_more_of_a_large_message_is_replaced_by_the_next() -> None:
     """It stalls with full buffers."""
     with lab({"after:100000": STALL}, {}) as here:
-        results = await here.send(Copy((ANN,), HUGE), patience=HASTE)
+        results = await here.send(Copy((ANN,), HUGE), hosts=here.mx_hosts(hasty=True).of(DOMAIN))
         assert results[ANN].outcome is Outcome.DELIVERED
         assert here.taken()[1] == [ANN]
 
@@ -485,6 +488,22 @@ async def test_smtputf8_is_asked_for_where_it_is_needed(
     with lab() as here:
         result = (await here.send(copy, reverse_path=reverse_path, smtputf8=asked))[recipient]
         assert result.enhanced == ("5.6.7" if needed else "2.0.0")
+
+
+@pytest.mark.parametrize("stage", ["banner", "MAIL", "RCPT", "DATA", "after:100000", "dot"])
+async def test_attempt_that_is_cancelled_leaves_no_connection_and_no_message(stage: str) -> None:
+    """Whatever it waits for: the connection is closed, and without the dot the host has nothing."""
+    with lab({stage: STALL}) as here:
+        server = here.servers[0]
+        task = asyncio.ensure_future(here.send(Copy((ANN,), HUGE)))
+        await asyncio.to_thread(server.wait_for, lambda: bool(server.dialogues))
+        if stage == "dot":
+            await asyncio.to_thread(server.wait_for, lambda: bool(server.taken))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert not server.open  # it has ended, and has read all that came
+    assert len(server.taken) == (stage == "dot")
 
 
 async def test_recipient_with_control_characters_never_reaches_a_command() -> None:
