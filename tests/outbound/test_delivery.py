@@ -11,7 +11,7 @@ from proxy.outbound.networks import Networks
 from proxy.outbound.transaction import Copy
 from proxy.policy.outcome import Outcome, Scope
 from tests.outbound.site import ANN, AT_THE_DOT, BOB, CAT, CONTENT, DOMAIN, PATIENCE, SENDER, lab
-from tests.support.upstream import CLOSE, EXTENSIONS, RESET, STALL, Reply
+from tests.support.upstream import CLOSE, EXTENSIONS, RESET, STALL, Reply, Upstream
 
 PLAIN = tuple(each for each in EXTENSIONS if each != "PIPELINING")
 pipelining = pytest.mark.parametrize("extensions", [EXTENSIONS, PLAIN], ids=["pipelined", "one-by-one"])
@@ -375,6 +375,20 @@ async def test_other_addresses_of_a_host_are_tried_before_the_next_host() -> Non
         assert (result.outcome, result.host) == (Outcome.DELIVERED, "many.example.net")
         assert here.connections()[0] <= 1
         assert here.taken() == [[], [ANN]]
+
+
+async def test_host_with_ipv6_is_delivered_to_by_it() -> None:
+    """Where the machine has it; an IPv4 address of the same host that is out of order does not matter."""
+    zone = ("six.example 300 AAAA ::1", "six.example 300 A 127.0.0.99")
+    with lab(zone=zone) as here:
+        try:
+            server = Upstream(address="::1", port=here.servers[0].port)
+        except OSError:
+            pytest.skip("no IPv6 on this machine")
+        with server:
+            results = await here.send(Copy(("ann@six.example",), CONTENT), hosts=here.mx_hosts().of("six.example"))
+            assert results["ann@six.example"].outcome is Outcome.DELIVERED
+            assert len(server.taken) == 1
 
 
 async def test_host_that_is_not_there_is_unreachable() -> None:
