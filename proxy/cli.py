@@ -44,7 +44,7 @@ class _Commands(click.Group):
         return super().get_command(context, name)
 
 
-_OF_THE_STORE = ("message", "queue", "report", "suppression")
+_OF_THE_STORE = ("dkim", "message", "queue", "report", "suppression")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -153,6 +153,15 @@ def check_command(config: Path | None) -> None:
         TokenStore(settings.data_dir / TOKENS_FILE)
     except ProblemsError as error:
         problems.extend(error.problems)
+    if settings.delivers:
+        from proxy.compose import dkim
+
+        for index, key in enumerate(settings.deliver.dkim):
+            try:
+                weakness = dkim.weakness(dkim.load_key(key.key_file))
+                warnings += [f"deliver.dkim[{index}].key_file: {weakness}"] if weakness else []
+            except ProblemsError as error:
+                problems.extend(error.problems)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if problems:
@@ -220,6 +229,7 @@ def demo(port: int) -> None:
     Send one message of each provider through.
 
     Starts a sink that stands for the platform and a proxy in front of it, and shows each message before and after.
+    Then sends them through the sending core into a mailbox folder, and shows the report.
     Stays up on a terminal, so that you can send mail of your own; ends by itself when standard input is none.
     """
     from proxy.demo.run import run
