@@ -175,8 +175,9 @@ class Queue:
             (each, self._change(item, each, results[each.address], now), results[each.address]) for each in recipients
         ]
         await self._settle([change for _, change, _ in ended], now)
+        waited = max(0.0, now - max(item.received_at, item.not_before))  # less than 0 where it was sent early by hand
         for recipient, _, result in ended:
-            self._watcher.attempted(item, recipient, result, now - max(item.received_at, item.not_before))
+            self._watcher.attempted(item, recipient, result, waited)
         await self._suppress(item, ended, now)
         await self._tell(item, content, ended, now)
 

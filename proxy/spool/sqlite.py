@@ -232,17 +232,26 @@ class SqliteStore:
                 f"WHERE r.state = 'pending' AND m.set_aside IS NULL {which}",
                 parameters,
             ).fetchall()
-            changed = 0
+            count = 0
+            retried = set()
             for each, destination in rows:
-                changed += connection.execute(
-                    "UPDATE recipient SET next_attempt_at = ? WHERE message_id = ? AND destination = ? "
-                    "AND state = 'pending'",
-                    (now, each, destination),
+                at = (each, destination)
+                (pending,) = connection.execute(
+                    "SELECT count(*) FROM recipient WHERE message_id = ? AND destination = ? AND state = 'pending'", at
+                ).fetchone()
+                count += pending
+                # Not those that are being attempted: until their lease has run out they are somebody's.
+                changed = connection.execute(
+                    "UPDATE recipient SET next_attempt_at = ?, leased = 0 WHERE message_id = ? AND destination = ? "
+                    "AND state = 'pending' AND NOT (leased = 1 AND next_attempt_at > ?)",
+                    (now, *at, now),
                 ).rowcount
-                _due(connection, destination, now)
-            for each in {row[0] for row in rows}:
+                if changed:
+                    retried.add(each)
+                    _due(connection, destination, now)
+            for each in retried:
                 _write_event(connection, each, Event(now, "retried"))
-            return changed
+            return count
 
         return await self._writer.do(work)
 

@@ -138,7 +138,14 @@ class Store(Protocol):
         """Give all that is known of a message; None for nothing."""
 
     async def retry(self, message_id: str | None, now: float) -> int:
-        """Make pending recipients due at once, of one message or of all; gives their number."""
+        """
+        Make pending recipients due at once, of one message or of all.
+
+        Those that are leased stay so: they are being attempted as it is.
+
+        Returns:
+            The number of pending recipients, leased ones included.
+        """
 
     async def report(self, since_day: str = "", group: str | None = None) -> list[Figures]:
         """Give the figures by day and group, oldest day first."""

@@ -194,6 +194,17 @@ class DeliverSite:
         done = run(*arguments, "--config", self.proxy.config)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
+    def logged(self, name: str, message_id: str, count: int = 1) -> list[dict[str, Any]]:
+        """Wait until so many log lines of a kind are there about a message; no more than that."""
+        until = time.monotonic() + WAIT_SECONDS
+        while True:
+            found = [each for each in self.proxy.events(name) if each["id"] == message_id]
+            if len(found) == count:
+                return found
+            if len(found) > count or time.monotonic() > until:
+                raise AssertionError(f"{len(found)} lines {name!r} about {message_id}: {found}")
+            time.sleep(0.01)
+
     def told(self, *arguments: str) -> Any:
         """Run a command with ``--json`` that succeeds, and give what it prints."""
         code, out, errors = self.command(*arguments, "--json")

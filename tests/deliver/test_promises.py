@@ -413,8 +413,8 @@ def sent_with(here: DeliverSite, switch: bytes, value: bytes | None) -> Copy:
     copy = here.only(here.send(html_message(HTML, *switched(switch, value))))
     assert copy.text.replace("\r\n", "\n") == TEXT
     assert not [name for name in copy.names if name.startswith("x-cmail")]
-    told = [each["fields"] for each in here.proxy.events("malformed_field") if each["id"] == copy.id]
-    assert told == ([[switch.decode()]] if value in MALFORMED else [])
+    told = here.logged("malformed_field", copy.id, int(value in MALFORMED))
+    assert [each["fields"] for each in told] == ([[switch.decode()]] if value in MALFORMED else [])
     return copy
 
 
@@ -634,7 +634,7 @@ def test_reply_names_the_id_that_log_and_received_have(here: DeliverSite) -> Non
     queued = QUEUED.fullmatch(reply)
     assert queued is not None
     copy = here.only(queued[1])
-    assert [each["id"] for each in here.proxy.events("queued") if each["id"] == copy.id] == [copy.id]
+    assert here.logged("queued", copy.id)
     assert [event["kind"] for event in here.told("message", "show", copy.id)["events"]] == ["received", "delivered"]
 
 
