@@ -47,12 +47,19 @@ class App:
 
     Args:
         sockets: Listening sockets, each with its settings.
+        public: That of the public pages, where a parent bound it.
 
     Raises:
         ProblemsError: Rule files, certificates or the token store are wrong.
     """
 
-    def __init__(self, settings: Settings, log: Log, sockets: Sequence[tuple[Listener, socket.socket]]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: Log,
+        sockets: Sequence[tuple[Listener, socket.socket]],
+        public: socket.socket | None = None,
+    ) -> None:
         self.settings = settings
         self.log = log
         self.health = Health()
@@ -67,7 +74,7 @@ class App:
         if settings.delivers:
             from proxy.deliver_parts import DeliverParts  # and all that it imports, which route relay has no use for
 
-            self._parts = DeliverParts(settings, log, self.metrics, new_id)
+            self._parts = DeliverParts(settings, log, self.metrics, new_id, public)
         else:
             self._parts = RelayParts(settings, log, self.metrics, self.health)
         self._service = Service(
@@ -242,11 +249,15 @@ def bind_all(settings: Settings) -> list[tuple[Listener, socket.socket]]:
             bound.append((listener, bind(listener.address, listener.port)))
         except BindError as error:
             problems.append(f"listeners[{index}].port: {error}")
-    probes = settings.http.probes
-    try:
-        bind(probes.address, probes.port).close()  # taken only later, but worth knowing before mail is
-    except BindError as error:
-        problems.append(f"http.probes.port: {error}")
+    probes, public = settings.http.probes, settings.http.public
+    pages = [("http.probes", probes.address, probes.port)]
+    if settings.delivers:
+        pages.append(("http.public", public.address, public.port))
+    for key, address, port in pages:
+        try:
+            bind(address, port).close()  # taken only later, but worth knowing before mail is
+        except BindError as error:
+            problems.append(f"{key}.port: {error}")
     if problems:
         raise BindError("\n".join(problems))
     return bound

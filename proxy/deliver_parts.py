@@ -1,6 +1,7 @@
 """Route ``deliver`` put together: store, composer, queue, courier, and the pages that readers reach."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -67,10 +68,23 @@ async def recover(settings: Settings, log: Log) -> None:
 
 
 class DeliverParts:
-    """All that route ``deliver`` needs in a process."""
+    """
+    All that route ``deliver`` needs in a process.
 
-    def __init__(self, settings: Settings, log: Log, metrics: Metrics, new_id: Callable[[], str]) -> None:
+    Args:
+        listener: The socket of the public pages where a parent bound it; None to bind it here.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        log: Log,
+        metrics: Metrics,
+        new_id: Callable[[], str],
+        listener: socket.socket | None = None,
+    ) -> None:
         self._settings = settings
+        self._listener = listener
         self._watcher = _Watcher(log, metrics.delivery)
         self._metrics = metrics.delivery
         self._store = open_store(settings)
@@ -112,7 +126,7 @@ class DeliverParts:
 
     async def start(self) -> None:
         """Open the public pages, then work on what waits."""
-        await self.public.start()
+        await self.public.start(self._listener)
         base = (self._settings.tracking.base_url or f"http://127.0.0.1:{self.public.port}").rstrip("/")
         copies = Copies(base, self._keys, self._signer, time.time)
         most, most_each = at_hand(self._settings)

@@ -246,7 +246,7 @@ class Queue:
         )
         for each in ended:
             if each.change.attempted:
-                seconds = now - max(item.received_at, item.not_before)
+                seconds = max(0.0, now - max(item.received_at, item.not_before))  # below 0 if sent early by hand
                 self._watcher.attempted(item, each.recipient, each.result, seconds)
         for each in hard:
             self._watcher.suppressed(item, each.recipient, each.result.detail)

@@ -389,6 +389,22 @@ async def test_retry_makes_due_at_once(store: Store) -> None:
     assert await store.retry("nobody", T0 + 2) == 0
 
 
+async def test_retry_leaves_what_is_being_attempted(store: Store) -> None:
+    """A message that is under way is not begun a second time beside it; once its lease has run out, it is."""
+    await store.add(item("m1"), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    assert await store.retry("m1", T0 + 1) == 1
+    assert await store.lease(T0 + 1, T0 + 60, 10) == []
+    await store.settle([deferred("m1", T0 + 9000)], T0 + 2)
+    history = await store.history("m1")
+    assert history is not None
+    assert [each.kind for each in history.events] == ["received", "deferred"]
+    assert await store.retry("m1", T0 + 3) == 1
+    assert len(await store.lease(T0 + 3, T0 + 60, 10)) == 1
+    assert await store.retry("m1", T0 + 61) == 1
+    assert len(await store.lease(T0 + 61, T0 + 120, 10)) == 1
+
+
 async def test_sweep_forgets_old_final_messages_and_keeps_figures(store: Store) -> None:
     """Content and timeline go after their time, pending messages never do."""
     content = b"x" * 400_000
