@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from proxy import __version__, rulebook
@@ -37,6 +38,7 @@ from proxy.web.health import Health
 
 _WATCH_SECONDS = 1.0
 _SPARE_DESCRIPTORS = 64
+_LAST_SECONDS = 2.0
 
 
 class App:
@@ -110,11 +112,13 @@ class App:
         self.health.stopping = True
         shutdown = self.settings.shutdown
         self.log.info("stopping", delay_seconds=shutdown.delay_seconds, drain_seconds=shutdown.drain_seconds)
+        until = monotonic() + shutdown.delay_seconds + shutdown.drain_seconds
         await self._listeners.stop(shutdown.delay_seconds, shutdown.drain_seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._parts.stop()
+        # Clients and attempts share the time; if clients took all of it, attempts still get a moment behind the dot.
+        await self._parts.stop(max(until - monotonic(), min(shutdown.drain_seconds, _LAST_SECONDS)))
         self.log.info("stopped")
 
     # Background work
