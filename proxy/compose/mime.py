@@ -72,6 +72,13 @@ class Part:
         return self.field(b"content-transfer-encoding").strip().lower() or "7bit"
 
     @property
+    def root(self) -> "Part":
+        """Of a multipart/related, the part that the others belong to (RFC 2387, 3.2). It has parts."""
+        start = self.parameters.get("start", "").strip()
+        named = [child for child in self.children if start and child.field(b"content-id") == start]
+        return named[0] if named else self.children[0]
+
+    @property
     def is_attachment(self) -> bool:
         """Whether readers show it as a file, and not as the text of the message."""
         disposition = self.field(b"content-disposition").lower()

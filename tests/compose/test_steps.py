@@ -153,6 +153,21 @@ def test_text_goes_where_it_is_the_alternative_to_the_html(body: bytes, expected
         assert written["X-Odd"].startswith("kept")
 
 
+def test_root_of_related_parts_may_be_named() -> None:
+    """Where the HTML is not the first of the parts that belong together, its number says that it is the one."""
+    named = html_part().replace("\r\n\r\n", "\r\nContent-ID: <r@x>\r\n\r\n")
+    body = multipart("related", IMAGE, named, parameters='; start="<r@x>"')
+    assert shape(copy(HEAD + body)) == ("alternative", "text/plain", ("related", "image/png", "text/html"))
+
+
+def test_message_ends_with_a_line_end_where_its_text_does_not() -> None:
+    """A soft line break at the end stays one; the HTML is not longer by a line end."""
+    content = message("x", "8bit").replace(b": 8bit", b": quoted-printable")[:-1] + b"<p>=C3=A9</p>=\r\n"
+    written = compose(content, only("track_opens")).copy(url)
+    assert written.endswith(b"=\r\n")
+    assert find(message_from_bytes(written), "text/html").endswith(b">")
+
+
 def test_fields_of_a_message_that_gets_a_text_keep_their_bytes() -> None:
     """What describes the content goes to the HTML part, byte for byte; all others stay in their order."""
     moved = (
