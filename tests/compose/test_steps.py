@@ -1,5 +1,6 @@
 """A message in, a message out: which parts are found, where the text goes, and what keeps its bytes."""
 
+import time
 from base64 import b64encode
 from email import message_from_bytes
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_messages_without_html_work_leave_as_they_came(content: bytes) -> None:
         (message("<b>" * 300, "8bit"), "too_deep"),
         (message("<a href=http://x.invalid>" * 10_001, "8bit").replace(b"<a", b"</a><a"), "too_large"),
         (HEAD + multipart("mixed", *[html_part()] * 1001), "too_large"),
+        (HEAD + multipart("mixed", html_part(), *["A: b\r\n" * 10_000 + "\r\n"] * 20), "too_large"),
         (HEAD + multipart("mixed", multipart("mixed", html_part())), "malformed"),
     ],
 )
@@ -238,6 +240,17 @@ def test_lines_too_long_for_the_wire_are_written_quoted_printable() -> None:
     assert find(message_from_bytes(written), "text/html").count(b'<p style="color: red">') == 60
     short = compose(message("<style>p{color:red}</style>\r\n<p>x</p>\r\n", "8bit"), only("inline_css"))
     assert b"Content-Transfer-Encoding: 8bit" in short.copy(url)
+
+
+def test_finding_the_parts_takes_little_time() -> None:
+    """It is done where all connections are served: five megabytes of anything take no more than a moment."""
+    start = HEAD + b"Content-Type: multipart/mixed; boundary=y\r\n\r\n--y\r\nContent-Type: text/html\r\n\r\n<p>x\r\n"
+    fields = b"--y\r\n" + b"A: b\r\n" * 9_000 + b"\r\n"
+    for rest in (b"--x\r\n", b"--y\r\n", b"-----BEGIN PGP \r\n", fields, b"a: b\r\n", b"\r\n"):
+        content = start + rest * (5_000_000 // len(rest))
+        started = time.process_time()
+        plan(content, ALL)
+        assert time.process_time() - started < 1
 
 
 def test_boundaries_are_unique() -> None:
