@@ -15,6 +15,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 from proxy.compose.steps import Composed, Job, Options, finish, plan, unchanged
 from proxy.compose.work import FRAME, HtmlResult, HtmlWork, frame_sizes, read_result
@@ -133,16 +134,26 @@ class ComposePool:
             self._turn.release()
 
     async def _in_turn(self, work: HtmlWork) -> HtmlResult:
-        child = await self._child()
+        left = self.budget_seconds
+        while True:
+            child = await self._child()
+            started = monotonic()
+            try:
+                return await self._by(child, work, left)
+            except (OSError, EOFError, ValueError):
+                # One that was kept may have been dead before it was asked; a new one was not.
+                left -= monotonic() - started
+                if child.messages == 1 or left <= 0:
+                    raise _Failed("crash") from None
+
+    async def _by(self, child: _Child, work: HtmlWork, seconds: float) -> HtmlResult:
         done = False
         try:
-            async with asyncio.timeout(self.budget_seconds):
+            async with asyncio.timeout(seconds):
                 result = await child.do(work)
             done = True
         except TimeoutError:
             raise _Failed("time") from None
-        except (OSError, EOFError, ValueError):
-            raise _Failed("crash") from None
         finally:
             # Cancelled, too, a process has an answer left to give that nobody waits for: it must not go on.
             if done and not self._closed:
