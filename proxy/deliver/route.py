@@ -111,13 +111,17 @@ class DeliverTransaction:
         self._route = route
         self._envelope = envelope
         self._recipients: list[Recipient] = []
+        self._known: set[str] = set()
 
     async def recipient(self, address: str) -> Reply:
         """Take every address that has a domain; what becomes of it shows later."""
         destination = self._route.destination(address)
         if destination is None:
             return NO_DOMAIN
-        if all(known.address != address for known in self._recipients):  # once is enough
+        local, at, domain = address.rpartition("@")
+        same = f"{local}{at}{domain.lower()}"  # RFC 5321, 2.4: case matters in the local part alone
+        if same not in self._known:  # once is enough
+            self._known.add(same)
             self._recipients.append(Recipient(len(self._recipients), address, destination))
         return RCPT_OK
 

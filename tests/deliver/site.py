@@ -17,6 +17,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
+from proxy.cli import main
 from tests.operation.program import run
 from tests.smtp_in.dialogue import Client
 from tests.support.proxy_process import WAIT_SECONDS, ProxyProcess
@@ -204,8 +207,8 @@ class DeliverSite:
             time.sleep(0.01)
 
     def told(self, *arguments: str) -> Any:
-        """Run a command with ``--json`` that succeeds, and give what it prints."""
-        code, out, errors = self.command(*arguments, "--json")
+        """Run a command with ``--json`` that succeeds, here and not in a process, and give what it prints."""
+        code, out, errors = command(self.proxy.config, *arguments, "--json")
         if code:
             raise AssertionError((code, out, errors))
         return json.loads(out)
@@ -229,6 +232,14 @@ class DeliverSite:
     def waiting(self) -> dict[str, Any]:
         """What ``queue list`` shows, by id."""
         return {each["id"]: each for each in self.told("queue", "list")}
+
+
+def command(config: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run a command in this process, a start of Python saved: exit code, standard output and standard error."""
+    done = CliRunner().invoke(main, [*arguments, "--config", str(config)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout_bytes.decode(), (done.stderr_bytes or b"").decode()
 
 
 def send(client: Client, content: bytes, *recipients: str) -> str:

@@ -225,9 +225,10 @@ def test_p3_excess_may_be_put_off_instead(tmp_path: Path) -> None:
 
 
 def test_p3_a_recipient_named_twice_gets_it_once(here: DeliverSite) -> None:
-    """Apps that name somebody in To and in Cc mean one person."""
-    copies = here.delivered(here.send(message(), "ann@example.net", "bob@example.net", "ann@example.net"), 2)
-    assert sorted(copies) == ["ann@example.net", "bob@example.net"]
+    """Apps that name somebody in To and in Cc mean one person, in whatever case the domain is written."""
+    twice = ("ann@example.net", "bob@example.net", "ann@example.net", "ann@Example.NET", "Ann@example.net")
+    copies = here.delivered(here.send(message(), *twice), 3)
+    assert sorted(copies) == ["Ann@example.net", "ann@example.net", "bob@example.net"]
 
 
 # P4

@@ -14,7 +14,7 @@ import pytest
 
 from proxy.spool.item import Change, Event, Item, Layout, Recipient, State
 from proxy.spool.sqlite import SqliteStore
-from tests.deliver.site import DeliverSite, message, send, site
+from tests.deliver.site import DeliverSite, command, message, send, site
 from tests.operation.program import run, write_settings
 
 DAY_1 = datetime(2026, 11, 22, 9, 0, 0, tzinfo=UTC).timestamp()
@@ -92,12 +92,6 @@ def own(filled: Path, tmp_path: Path) -> Path:
     return tmp_path / "own" / "settings.yaml"
 
 
-def command(config: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run a command: exit code, standard output and standard error."""
-    done = run(*arguments, "--config", config)
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-
 # report
 
 
@@ -111,6 +105,13 @@ def test_report_is_a_table_with_a_line_for_each_group(filled: Path) -> None:
         "orders                   2     2          2         0        0           0   1 (2)    1 (1)\n",
         "",
     )
+
+
+def test_report_is_the_same_in_a_process_of_its_own(filled: Path) -> None:
+    """What the other tests run inside their own process is what the program prints."""
+    for arguments in (("report",), ("report", "--csv"), ("queue", "list", "--json"), ("message", "show", "nobody1.1")):
+        done = run(*arguments, "--config", filled)
+        assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == command(filled, *arguments)
 
 
 def test_report_by_day_has_a_line_for_each_day_and_group(filled: Path) -> None:
