@@ -220,6 +220,7 @@ def demo(port: int) -> None:
     Send one message of each provider through.
 
     Starts a sink that stands for the platform and a proxy in front of it, and shows each message before and after.
+    Then sends them through the sending core into a mailbox folder, and shows the report.
     Stays up on a terminal, so that you can send mail of your own; ends by itself when standard input is none.
     """
     from proxy.demo.run import run

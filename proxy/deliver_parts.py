@@ -15,7 +15,7 @@ from proxy.deliver.courier import courier_of, route_of
 from proxy.deliver.notices import Notices
 from proxy.deliver.queue import Queue
 from proxy.deliver.route import DeliverRoute
-from proxy.policy.outcome import Result
+from proxy.policy.outcome import Outcome, Result
 from proxy.policy.retry import RetrySettings
 from proxy.problems import ProblemsError
 from proxy.record.delivery import DeliveryMetrics
@@ -212,21 +212,19 @@ class _Watcher:
 
     def attempted(self, item: Item, recipient: Recipient, result: Result, seconds: float) -> None:
         self._metrics.attempted(result.outcome.value, recipient.destination, seconds)
-        fields = {
-            "id": item.id,
-            "recipient": recipient.address,
-            "group": item.group,
-            "outcome": result.outcome.value,
-            "attempt": recipient.attempts,
-            "host": result.host or None,
-            "tls": result.tls,
-            "detail": result.detail,
-            "seconds": round(seconds, 3),
-        }
-        if result.outcome.value == "delivered":
-            self._log.info("attempt", **fields)
-        else:
-            self._log.warning("attempt", **fields)
+        tell = self._log.info if result.outcome is Outcome.DELIVERED else self._log.warning
+        tell(
+            "attempt",
+            id=item.id,
+            recipient=recipient.address,
+            group=item.group,
+            outcome=result.outcome.value,
+            attempt=recipient.attempts,
+            host=result.host or None,
+            tls=result.tls,
+            detail=result.detail,
+            seconds=round(seconds, 3),
+        )
 
     def set_aside(self, item: Item, reason: str) -> None:
         self._metrics.damaged()

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from prometheus_client import Metric
 
+from proxy.policy.outcome import Outcome
 from proxy.record.exposition import GROUP_LABEL_LIMIT, OTHER_GROUP
 from proxy.record.metrics import NO_PROVIDER, UNGROUPED, Metrics, SupervisorMetrics
 from proxy.rulebook import shipped_rules
@@ -55,6 +56,7 @@ CLASSES: Mapping[str, str] = {
 """What the classes of loss are about."""
 
 LABELS: Mapping[str, str] = {
+    "destination": "the first 50 domains, `other` for all others; or the smarthost or mailbox",
     "version": "of the program",
     "python": "version of Python",
     "listener": "address and port",
@@ -134,6 +136,8 @@ def metrics() -> str:
     program = Metrics(_open("version"), [_open("listener")], [_open("provider")])
     loss = Loss(_open("provider"), _open("field"), _open("class"), Action.WARN, "", "")
     program.translation(Translation(losses=(loss,)))
+    for outcome in Outcome:
+        program.delivery.attempted(outcome.value, _open("destination"), 0)
     rows = []
     for metric in (*program.registry.collect(), *SupervisorMetrics().registry.collect()):
         if metric.name.startswith("cmail_proxy_"):

@@ -8,7 +8,7 @@ from proxy.compose import edits as editing
 from proxy.compose import inline_css, text_part, tracking, transfer
 from proxy.compose.edits import Edit
 from proxy.compose.markup import Tag, depth, tags
-from proxy.compose.work import MAX_DEPTH, MAX_HTML_OCTETS, STEPS, HtmlResult, HtmlWork
+from proxy.compose.work import MAX_DEPTH, MAX_EDITS, MAX_HTML_OCTETS, STEPS, HtmlResult, HtmlWork
 
 _HIDING = (b"display", b"visibility", b"mso-hide", b"max-height", b"opacity")
 
@@ -28,9 +28,11 @@ def html_work(work: HtmlWork) -> HtmlResult:
     changes = list(styles) if "inline_css" in work.steps else []
     if "track_clicks" in work.steps:
         changes.extend(tracking.links(found, work.codec))
-    if "track_opens" in work.steps:
+    if "track_opens" in work.steps and work.html.strip():
         changes.append(tracking.beacon(view, found))
     changes.sort(key=lambda edit: edit.position)
+    if len(changes) > MAX_EDITS:
+        return _failed(work, "too_large")
     return HtmlResult(text, tuple(changes), tuple(failed))
 
 

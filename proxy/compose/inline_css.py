@@ -25,12 +25,12 @@ Source: CSS Cascade 4, 6.1; CSS Style Attributes.
 import re
 from collections import defaultdict
 from functools import lru_cache
-from html import escape, unescape
+from html import escape
 
 import css_inline
 
 from proxy.compose.edits import Edit
-from proxy.compose.markup import Tag, tags
+from proxy.compose.markup import Tag, attribute_text, tags
 from proxy.compose.stylesheet import Declaration, Rule, declarations, overlap, rules
 
 _UNSTYLED = frozenset(b"head meta title link script style base noscript br wbr param source track template".split())
@@ -53,6 +53,9 @@ _MATCHED = re.compile(
     r":(?:first-child|last-child|only-child|first-of-type|last-of-type|only-of-type|root|empty|link"
     r"|nth-(?:last-)?(?:child|of-type)\([\w\s+-]*\)|not\([^():]*\))",
     re.IGNORECASE,
+)
+_STYLE_TEST = re.compile(
+    r"\[\s*style\s*(?:([*^$~|]?=)\s*(?:\"([^\"]*)\"|'([^']*)'|([^\]\s\"']+)))?[^\]]*\]", re.IGNORECASE
 )
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _COSMETIC = frozenset(
@@ -131,6 +134,7 @@ class _Sheet:
         self.selectors: list[str] = []
         self.entries: list[tuple[Rule, bool, bool]] = []  # rule; copied or only overriding; because of a state
         self.unmatched: set[str] = set()  # properties that some rule sets, nobody knows where
+        self.style_tests: set[tuple[str, str]] = set()  # what selectors ask of style attributes
         self.characters = 0
         self.styles: dict[tuple[tuple[int, ...], str], str] = {}
 
@@ -156,6 +160,9 @@ class _Sheet:
         selectors = rule.selectors
         if not rule.declarations or not selectors:
             return
+        if "style" in selectors.lower():
+            for comparison, *texts in _STYLE_TEST.findall(selectors):
+                self.style_tests.add((comparison, "".join(texts)))
         bare = _QUOTED.sub('""', selectors)
         if any(mark in bare for mark in "{};<@\\"):
             if "}" not in bare and "<" not in bare and ";" not in bare:  # else browsers drop the rule
@@ -202,6 +209,15 @@ class _Sheet:
             )
         return self.styles[key]
 
+    def asks_otherwise(self, before: str | None, after: str) -> bool:
+        """Tell whether a selector that asks for a style attribute would get another answer than before."""
+        return any(
+            _answer(comparison, text, before) != _answer(comparison, text, after)
+            or _answer(comparison, text.lower(), before and before.lower())
+            != _answer(comparison, text.lower(), after.lower())
+            for comparison, text in self.style_tests
+        )
+
     def kept(self, entries: tuple[int, ...], important: bool, overridden: set[str]) -> list[Declaration]:
         """
         Choose what is copied, from the last to count to the first.
@@ -226,10 +242,30 @@ class _Sheet:
         return kept
 
 
+def _answer(comparison: str, text: str, value: str | None) -> bool:
+    """Answer as selectors do (Selectors 4, 6)."""
+    if value is None:
+        return False
+    match comparison:
+        case "*=":
+            return text in value
+        case "^=":
+            return value.startswith(text)
+        case "$=":
+            return value.endswith(text)
+        case "~=":
+            return text in value.split()
+        case "|=":
+            return value == text or value.startswith(f"{text}-")
+        case "=":
+            return value == text
+    return True
+
+
 def _matches(sheet: _Sheet, html: bytes, codec: str, found: list[Tag]) -> dict[int, tuple[int, ...]]:
     """Have css-inline match rules and elements; give the rules of each tag, by its place in *found*."""
     css = "\n".join(sheet.selectors)
-    by_style = "[style" in css.lower()
+    by_style = bool(sheet.style_tests)
     marked = _marked(sheet.mark, html, found, keep_styles=by_style).decode(codec, "replace")
     try:
         output = _inlined(marked, css)
@@ -290,8 +326,11 @@ def _edit(sheet: _Sheet, tag: Tag, entries: tuple[int, ...], codec: str) -> Edit
         return None
     attribute = tag.attribute(b"style")
     inline = attribute.raw.decode(codec, "replace") if attribute is not None else ""
-    style = sheet.style(entries, unescape(inline) if "&" in inline else inline)
-    if not style:
+    inline = attribute_text(inline)
+    style = sheet.style(entries, inline)
+    if not style or sheet.asks_otherwise(
+        inline if attribute is not None else None, f"{style}; {inline}" if inline else style
+    ):
         return None
     if attribute is None:
         text = b' style="' + _written(style, b'"') + b'"'

@@ -15,6 +15,7 @@ Source: WHATWG HTML, 13.2.5 (tokenisation); conditional comments as Outlook read
 import re
 from collections.abc import Iterator
 from html import unescape
+from html.entities import html5
 
 from attrs import frozen
 
@@ -28,6 +29,9 @@ _ATTRIBUTE = (
 _UNNAMED = re.sub(rb"\?P<\w+>", rb"?:", _ATTRIBUTE)
 _TAG = re.compile(rb"<(/?)([A-Za-z][^\t\n\f\r />]*+)(?:" + _BLANK + rb"++|" + _UNNAMED + rb")*+>")
 _ATTRIBUTES = re.compile(_ATTRIBUTE)
+_ENTITY = re.compile(
+    r"&(#[0-9]{1,20}+(?![0-9]);?|#[xX][0-9A-Fa-f]{1,20}+(?![0-9A-Fa-f]);?|[A-Za-z][A-Za-z0-9]*+;?)(?=(=)?)"
+)
 _OPENING = re.compile(rb"<(?:(!--)|[!?]|/?(?P<name>[A-Za-z])|/)")
 _COMMENT_END = re.compile(rb"--!?>")
 _CONDITION = re.compile(rb"\[if\b[^\]\n]{0,200}\]>", re.IGNORECASE)
@@ -84,11 +88,6 @@ class Attribute:
     raw: bytes
     has_value: bool
 
-    @property
-    def value(self) -> str:
-        """The value as ASCII text with what is not ASCII kept apart (surrogateescape), entities decoded."""
-        return unescape(self.raw.decode("ascii", "surrogateescape"))
-
 
 class Tag:
     """
@@ -130,7 +129,7 @@ class Tag:
 
     def attributes(self) -> Iterator[Attribute]:
         """Give the attributes as they stand; of a repeated name the first counts."""
-        for match in _ATTRIBUTES.finditer(self._source, self.name_end, self.end - 1):
+        for match in _ATTRIBUTES.finditer(self._source, self.name_end, self.end):
             raw = match["value"]
             if not raw:  # no value, or an equals sign with nothing behind it
                 end = match.end()
@@ -147,6 +146,25 @@ class Tag:
         if name not in self._source[self.start : self.end].lower():
             return None
         return next((attribute for attribute in self.attributes() if attribute.name == name), None)
+
+
+def attribute_text(value: str) -> str:
+    """
+    Decode the entities of an attribute's value.
+
+    Not as in text: a name without its semicolon before an equals sign, a letter or a digit is none, so ``?a&copy=1``
+    stays (WHATWG HTML, 13.2.5.73).
+    """
+    return _ENTITY.sub(_entity, value) if "&" in value else value
+
+
+def _entity(match: re.Match[str]) -> str:
+    name = match[1]
+    if name.startswith("#"):
+        return unescape(match[0])
+    if name.endswith(";"):
+        return html5.get(name, match[0])
+    return match[0] if match[2] else html5.get(name, match[0])
 
 
 def tags(source: bytes) -> list[Tag]:

@@ -26,7 +26,8 @@ _PARAMETER = re.compile(
 _ESCAPE = re.compile(r"\\(.)")
 _CLOSED_TYPES = frozenset(["multipart/signed", "multipart/encrypted"])
 _CLOSED_SUBTYPES = frozenset(["pkcs7-mime", "x-pkcs7-mime", "pgp-encrypted"])
-_CLOSED_TEXT = re.compile(rb"^-----BEGIN PGP (?:MESSAGE|SIGNED MESSAGE)-----", re.MULTILINE)
+_CLOSED_TEXT = re.compile(rb"^-----BEGIN PGP (?:SIGNED )?MESSAGE-----", re.MULTILINE)
+_CLOSED_HTML = re.compile(rb"-----BEGIN PGP (?:SIGNED )?MESSAGE-----")
 
 
 class Unfit(Exception):
@@ -187,6 +188,11 @@ def is_closed(content: bytes, found: list[Part]) -> bool:
         if part.kind in _CLOSED_TYPES or part.kind.partition("/")[2] in _CLOSED_SUBTYPES:
             return True
     return b"-----BEGIN PGP " in content and _CLOSED_TEXT.search(content) is not None
+
+
+def is_closed_html(html: bytes) -> bool:
+    """Tell the same of HTML, its transfer encoding undone; there the lines of PGP may stand behind a tag."""
+    return _CLOSED_HTML.search(html) is not None
 
 
 def html_part(found: list[Part]) -> Part | None:

@@ -83,6 +83,8 @@ class ComposePool:
         self._waiting = 0
         self._idle: list[_Child] = []
         self._children: set[_Child] = set()
+        self._starting: set[asyncio.Task[_Child]] = set()
+        self._begun: list[asyncio.Task[_Child]] = []  # starts that nobody waits for
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -111,8 +113,8 @@ class ComposePool:
         self._closed = True
         for child in list(self._children):
             self._end(child)
-        while self._ending:
-            await asyncio.gather(*self._ending, return_exceptions=True)
+        while tasks := {*self._starting, *self._ending}:
+            await asyncio.wait(tasks)
 
     async def _work(self, work: HtmlWork) -> HtmlResult:
         if self._waiting >= self.max_waiting:
@@ -158,22 +160,26 @@ class ComposePool:
             self._end(child)
         if self._closed:
             raise _Failed("crash")
-        # Shielded, because a process that is just being started when this is cancelled would be nobody's.
-        starting = asyncio.ensure_future(self._start())
+        # Shielded: a process that is just being started when this is cancelled is for the next message.
+        starting = self._begun.pop() if self._begun else self._begin()
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            starting.add_done_callback(self._keep)
+            self._begun.append(starting)
             raise
         except (OSError, EOFError, ValueError, TimeoutError):
             raise _Failed("crash") from None
 
-    def _keep(self, starting: "asyncio.Future[_Child]") -> None:
-        if not starting.cancelled() and starting.exception() is None:
-            if self._closed:
-                self._end(starting.result())
-            else:
-                self._idle.append(starting.result())
+    def _begin(self) -> asyncio.Task[_Child]:
+        starting = asyncio.create_task(self._start())
+        self._starting.add(starting)
+        starting.add_done_callback(self._started)
+        return starting
+
+    def _started(self, starting: asyncio.Task[_Child]) -> None:
+        self._starting.discard(starting)
+        if not starting.cancelled():
+            starting.exception()  # whoever waits for it gets it too; nobody may
 
     async def _start(self) -> _Child:
         process = await asyncio.create_subprocess_exec(
@@ -193,6 +199,8 @@ class ComposePool:
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await child.read_frame()
+            if self._closed:
+                raise EOFError
         except BaseException:
             self._end(child)
             raise
@@ -202,7 +210,7 @@ class ComposePool:
         """End a process; a task sees to it that nothing of it is left."""
         if child in self._children:
             self._children.discard(child)
-            task = asyncio.ensure_future(_ended(child))
+            task = asyncio.create_task(_ended(child))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 

@@ -148,7 +148,10 @@ def plan(content: bytes, options: Options) -> Job | Composed:
             steps -= {"text_part"}
         if not steps:
             return unchanged(content)
-        return Job(content, _work(content, part, steps), part, _around(part) if "text_part" in steps else None)
+        work = _work(content, part, steps)
+        if mime.is_closed_html(work.html):
+            return unchanged(content)
+        return Job(content, work, part, _around(part) if "text_part" in steps else None)
     except Unfit as unfit:
         return unchanged(content, steps, str(unfit))
 

@@ -38,7 +38,7 @@ from urllib.parse import quote
 
 from attrs import field, frozen
 
-from proxy.inbound.private_file import locked, write_private
+from proxy.private_file import locked, write_private
 from proxy.problems import Problem, ProblemsError
 
 MAX_TARGET_OCTETS = 2000

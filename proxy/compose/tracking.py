@@ -10,10 +10,9 @@ Source: providers.md (opt-outs: Mailgun ``disable-tracking``, Mandrill ``mc:disa
 
 import re
 from collections.abc import Iterator
-from html import unescape
 
 from proxy.compose.edits import Edit
-from proxy.compose.markup import Tag
+from proxy.compose.markup import Tag, attribute_text
 
 _LINKS = frozenset([b"a", b"area"])
 _VML = b"v:"
@@ -91,7 +90,7 @@ def link_target(raw: bytes, codec: str) -> str | None:
         The URL with entities decoded; None if it is not one to track.
     """
     try:
-        url = unescape(raw.decode("utf-8" if codec == "utf-8" else "ascii")).strip("\t\n\f\r ")
+        url = attribute_text(raw.decode("utf-8" if codec == "utf-8" else "ascii")).strip("\t\n\f\r ")
     except UnicodeDecodeError:
         return None
     # Browsers drop line ends inside an address (WHATWG URL, 4.4).

@@ -18,6 +18,8 @@ REASONS = ("too_large", "too_deep", "time", "memory", "crash", "malformed", "cha
 
 MAX_HTML_OCTETS = 2 * 1024 * 1024
 MAX_DEPTH = 256
+# What comes back is read where all connections are served.
+MAX_EDITS = 10_000
 
 FRAME = struct.Struct(">II")  # octets of the JSON header, octets of the raw part
 _MAX_HEADER_OCTETS = 64 * 1024 * 1024
@@ -112,6 +114,8 @@ def read_result(header: bytes, raw: bytes, work: HtmlWork) -> HtmlResult:
     try:
         fields = json.loads(header)
         edits = [_edit(work, tuple(map(_number, row[:3])), *map(_text, row[3:])) for row in fields["edits"]]
+        if len(edits) > MAX_EDITS:
+            raise ValueError("more edits than asked for")
         failed = [(_one_of(STEPS, step), _one_of(REASONS, reason)) for step, reason in fields["failed"]]
         text = raw.decode("utf-8") if fields["text"] is True else None
     except (TypeError, KeyError, AttributeError, RecursionError) as problem:

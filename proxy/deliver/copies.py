@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from proxy.compose import steps
 from proxy.compose.dkim import Signer
-from proxy.compose.tokens import TokenKeys
+from proxy.compose.tokens import TokenKeys, trackable
 from proxy.spool.item import Item, Recipient
 
 
@@ -53,6 +53,8 @@ class Copies:
         def url(slot: steps.Slot) -> str:
             if slot.kind == "open":
                 return f"{self._base_url}/o/{keys.sign_open(message_id, number)}"
+            if not trackable(slot.target):  # too long, or of a kind that the redirect would refuse: the link stays
+                return slot.target
             return f"{self._base_url}/c/{keys.sign_click(message_id, number, slot.target)}"
 
         return url

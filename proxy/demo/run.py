@@ -5,10 +5,7 @@ The proxy is this program's own ``serve`` in a process of its own, with a settin
 is shown as "after" is what the sink's process received.
 """
 
-import json
-import os
 import signal
-import smtplib
 import subprocess
 import sys
 import tempfile
@@ -17,20 +14,15 @@ import time
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
-from typing import IO, Any
 
 import click
 
+from proxy.demo import core
 from proxy.demo.messages import SAMPLES, Sample
+from proxy.demo.steps import START_SECONDS, TOKEN, DemoError, events, listening, send, start
 
-_START_SECONDS = 30.0
 _COLUMN = 48
 _SHOWN = ("x-mailgun-", "x-mailjet-", "x-mc-", "x-pm-", "x-smtpapi", "x-cmail-")
-_TOKEN = "demo-token"  # noqa: S105 - of a listener on loopback that lives as long as the demo
-
-
-class DemoError(Exception):
-    """The demo cannot go on; the text says what happened."""
 
 
 def run(port: int) -> int:
@@ -73,20 +65,21 @@ def _run(folder: Path, port: int, started: list[subprocess.Popen[str]]) -> int:
     click.echo("Starting a sink, which stands for the platform, and the proxy in front of it …")
     received = folder / "received"
     received.mkdir()
-    sink = _start(started, [sys.executable, "-m", "proxy.demo.sink", str(received)])
+    sink = start(started, [sys.executable, "-m", "proxy.demo.sink", str(received)])
     sink_port = int(_first_line(sink, "the sink"))
     settings = folder / "demo.yaml"
     settings.write_text(_settings(port, sink_port), encoding="utf-8")
     log = folder / "proxy.log"
     with log.open("w", encoding="utf-8") as output:
-        proxy = _start(started, [sys.executable, "-m", "proxy", "serve", "--config", str(settings)], output, output)
-    listening = _listening(proxy, log)
-    port, probes = listening["listeners"][0]["port"], listening["probes"]["port"]
+        proxy = start(started, [sys.executable, "-m", "proxy", "serve", "--config", str(settings)], output, output)
+    where = listening(proxy, log)
+    port, probes = where["listeners"][0]["port"], where["probes"]["port"]
     click.echo(f"proxy on 127.0.0.1:{port}, sink on 127.0.0.1:{sink_port}\n")
     for number, sample in enumerate(SAMPLES, 1):
-        _send(port, sample)
+        send(port, sample)
         _show(sample, _arrived(received / f"{number:02d}.eml"), _lost(log, number))
-    _tell(folder, settings, log, port, probes)
+    core_settings = core.run(folder, started)
+    _tell(folder, settings, core_settings, log, port, probes)
     if sys.stdin.isatty():
         click.echo("\nStill running, for mail of your own. Ctrl-C ends it.")
         while proxy.poll() is None and sink.poll() is None:
@@ -103,32 +96,11 @@ def _settings(port: int, sink_port: int) -> str:
           - {{address: 127.0.0.1, port: {port}, tls: starttls, auth: required}}
         tls: {{self_signed: true}}
         tokens:
-          - {{name: demo, token: {_TOKEN}}}
+          - {{name: demo, token: {TOKEN}}}
         relay: {{host: 127.0.0.1, port: {sink_port}, tls: none}}
         http:
           probes: {{address: 127.0.0.1, port: 0}}
         """)
-
-
-def _start(
-    started: list[subprocess.Popen[str]],
-    command: list[str],
-    output: IO[str] | int = subprocess.PIPE,
-    errors: IO[str] | int | None = None,
-) -> subprocess.Popen[str]:
-    # The demo's settings are its own: what the user has in the environment is for the real thing.
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("CMAIL_PROXY_")}
-    process = subprocess.Popen(  # noqa: S603 - this program's own modules
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=errors,
-        text=True,
-        env=environ,
-        start_new_session=True,  # Ctrl-C is for the demo, which ends them in order
-    )
-    started.append(process)
-    return process
 
 
 def _first_line(process: subprocess.Popen[str], name: str) -> str:
@@ -138,32 +110,8 @@ def _first_line(process: subprocess.Popen[str], name: str) -> str:
     return line
 
 
-def _listening(proxy: subprocess.Popen[str], log: Path) -> Any:
-    until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until:
-        for event in _events(log, "listening"):
-            return event
-        if proxy.poll() is not None:
-            raise DemoError(f"the proxy did not start:\n{log.read_text('utf-8')}")
-        time.sleep(0.05)
-    raise DemoError(f"the proxy was not ready within {_START_SECONDS:g} s:\n{log.read_text('utf-8')}")
-
-
-def _events(log: Path, name: str) -> list[Any]:
-    """Read the log's lines for an event; the last may be half written, and warnings on settings are no JSON."""
-    whole = log.read_text("utf-8").rpartition("\n")[0]
-    events = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
-    return [event for event in events if event["event"] == name]
-
-
-def _send(port: int, sample: Sample) -> None:
-    with smtplib.SMTP("127.0.0.1", port, local_hostname="app.example.com", timeout=30) as client:
-        client.login(_TOKEN, _TOKEN)
-        client.send_message(sample.message())
-
-
 def _arrived(path: Path) -> Message:
-    until = time.monotonic() + _START_SECONDS
+    until = time.monotonic() + START_SECONDS
     while not path.exists():
         if time.monotonic() > until:
             raise DemoError(f"the sink did not receive {path.name}")
@@ -173,9 +121,9 @@ def _arrived(path: Path) -> Message:
 
 def _lost(log: Path, number: int) -> list[str]:
     """Read in the proxy's line of that message what of it has no counterpart."""
-    until = time.monotonic() + _START_SECONDS
+    until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:  # the line is written behind the reply
-        lines = _events(log, "message")
+        lines = events(log, "message")
         if len(lines) >= number:
             return [f"{each['source']} ({each['loses']})" for each in lines[number - 1]["lost"]]
         time.sleep(0.02)
@@ -204,7 +152,7 @@ def _lines(message: Message) -> list[str]:
     return lines or ["(no control fields)"]
 
 
-def _tell(folder: Path, settings: Path, log: Path, port: int, probes: int) -> None:
+def _tell(folder: Path, settings: Path, core_settings: Path, log: Path, port: int, probes: int) -> None:
     click.echo("Everything arrived, and no line of any app was changed. Where to look next:")
     if not sys.stdin.isatty():
         click.echo(
@@ -217,6 +165,7 @@ def _tell(folder: Path, settings: Path, log: Path, port: int, probes: int) -> No
     click.echo(f"  metrics                     http://127.0.0.1:{probes}/metrics")
     click.echo(f"  the settings used           {settings}")
     click.echo(f"  what the sink received      {folder / 'received'}")
-    click.echo(f"  send a message of your own  SMTP to 127.0.0.1:{port}, user and password {_TOKEN}")
+    click.echo(f"  the sending core's queue    {sys.argv[0]} queue list --config {core_settings}")
+    click.echo(f"  send a message of your own  SMTP to 127.0.0.1:{port}, user and password {TOKEN}")
     click.echo(f"  why a field was set         {sys.argv[0]} translate --explain MESSAGE.eml")
     click.echo("  the next step               README.md, “Switching from …” for your provider")

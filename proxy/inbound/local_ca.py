@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from proxy.inbound.private_file import locked, write_private
+from proxy.private_file import locked, write_private
 from proxy.problems import Problem, ProblemsError
 
 if TYPE_CHECKING:

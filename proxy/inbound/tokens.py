@@ -17,7 +17,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from proxy.inbound.private_file import locked, write_private
+from proxy.private_file import locked, write_private
 from proxy.problems import Problem, ProblemsError
 
 PREFIX = "cmp_"

@@ -171,7 +171,8 @@ class Attempt:
             if taken and again:
                 queue.appendleft(Part(again, part.body))
             delivered = delivered or taken
-        self._record(queue, session.over())
+        if queue:
+            self._record(queue, session.over())
         return delivered
 
     def _record(self, parts: Iterable[Part], result: Result) -> None:

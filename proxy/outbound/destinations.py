@@ -98,8 +98,8 @@ class _Destination:
         self.allowed = float(share.concurrency)  # at a time, at present
         self.failures = 0
         self.paused_until = float("-inf")
-        self.paused_at = float("-inf")
-        self.good_at = float("-inf")  # when an attempt last heard of more than the host
+        self.paused_at = 0  # the number of the attempt whose end began the last pause
+        self.good_at = 0  # the number of the last attempt that heard of more than the host
         self.failure: Result | None = None
 
     @property
@@ -137,6 +137,7 @@ class Destinations:
         self._turns: deque[_Destination] = deque()  # who has somebody waiting that only the limit for all keeps back
         self._busy = 0
         self._idle = 0
+        self._ended = 0  # attempts so far; tells what began before something else ended
         self._closed = False
 
     # For the queue
@@ -158,7 +159,7 @@ class Destinations:
         refused = self._refusal(destination) or await self._turn(destination)
         if refused is not None:
             return dict.fromkeys(recipients, refused)
-        began = self._clock()
+        began = self._ended
         try:
             mail = await load()
             done = await attempt(mail, destination.hosts, self._rested(destination), self._patience)
@@ -302,25 +303,25 @@ class Destinations:
 
     # What came of an attempt
 
-    def _note(self, destination: _Destination, failure: Result | None, began: float) -> None:
-        now = self._clock()
+    def _note(self, destination: _Destination, failure: Result | None, began: int) -> None:
+        self._ended += 1
         if failure is None:
             destination.failures = 0
             destination.failure = None
-            destination.good_at = now
+            destination.good_at = self._ended
             destination.allowed = min(destination.allowed + _RECOVERY, destination.share.concurrency)
             return
-        if destination.paused_at >= began:
+        if destination.paused_at > began:
             return  # those that began together fail together: that is one failure
-        if destination.good_at >= began:
+        if destination.good_at > began:
             destination.allowed = max(1.0, destination.busy - 1.0)
             return
         limits = self._limits
         destination.allowed = 1.0
         pause = min(limits.pause_seconds * 2 ** min(destination.failures, 30), limits.max_pause_seconds)
         destination.failures += 1
-        destination.paused_at = now
-        destination.paused_until = now + pause * (1 + self._chance.random() / 4)
+        destination.paused_at = self._ended
+        destination.paused_until = self._clock() + pause * (1 + self._chance.random() / 4)
         destination.failure = failure
         self._paused[destination.key] = destination
         self._drop_idle(destination)

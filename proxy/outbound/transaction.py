@@ -284,6 +284,9 @@ class Session:
             for start in range(0, len(octets), _CHUNK_OCTETS):
                 connection.write(octets[start : start + _CHUNK_OCTETS], replies=0)
                 await connection.writable(max(0.0, min(self._patience.reply_seconds, self._deadline - self._now())))
+                # What the kernel takes at once never makes us wait; two turns of the loop let a loss be noticed.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
                 if connection.answered:
                     break
             octets = b""

@@ -5,11 +5,14 @@ Names of destinations are labels up to a limit, as group names are: the first on
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 from prometheus_client import CollectorRegistry
 
+from proxy.compose.work import REASONS, STEPS
 from proxy.record.exposition import PREFIX, GroupLabels
 from proxy.record.series import Counter, Gauge, Histogram
+from proxy.translate.model import SWITCHES
 
 DESTINATION_LABEL_LIMIT = 50
 _COMPOSE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -47,6 +50,10 @@ class DeliveryMetrics:
         self._pending = self._gauge("queue_recipients", "Recipients that are not final.")
         self._oldest = self._gauge("queue_oldest_seconds", "Age of the oldest message that is not final; 0 for none.")
         self._aside = self._gauge("queue_set_aside", "Damaged messages set aside.")
+        for step, reason in product(STEPS, REASONS):
+            self._compose_failures.labels(step, reason)
+        for field in SWITCHES:
+            self._malformed.labels(field)
         for kind in ("failed", "delayed"):
             self._notices.labels(kind)
         for kind in ("opened", "clicked", "unknown"):

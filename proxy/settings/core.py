@@ -49,7 +49,10 @@ class Retry:
     """When to try again, and when to give up."""
 
     first_seconds: int = field(default=60, metadata=seconds("From the first attempt to the second.", maximum=_DAY))
-    factor: int = field(default=2, metadata=about("How much longer each pause is.", minimum=1, maximum=10))
+    factor: int = field(
+        default=2,
+        metadata=about("How much longer each pause is than the one before.", unit="times", minimum=1, maximum=10),
+    )
     max_seconds: int = field(default=14_400, metadata=seconds("The longest pause.", maximum=_DAY))
     expire_seconds: int = field(
         default=432_000, metadata=seconds("From acceptance to giving up.", minimum=0, maximum=30 * _DAY)

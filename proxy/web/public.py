@@ -235,7 +235,7 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer what is no HTTP, or what we failed at; aiohttp's own would log the address and reflect the request."""
         if status >= 500:
-            _log.error("a public page failed", exc_info=exc)
+            _log.error("a public page failed: %r", exc)
         response = _response(status)
         response.force_close()
         return response

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.inbound.private_file import locked, write_private
 from proxy.inbound.tokens import IssuedToken, TokenError, TokenStore
+from proxy.private_file import locked, write_private
 from proxy.problems import ProblemsError
 
 NOON = datetime(2026, 11, 23, 12, 0, 5, 250, tzinfo=UTC)

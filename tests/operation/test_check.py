@@ -46,13 +46,13 @@ def test_good_settings_are_summed_up_in_a_line(tmp_path: Path) -> None:
 def test_settings_by_environment_alone_are_checked() -> None:
     """Without a file the environment is all there is, and problems name its variables."""
     environ = {"CMAIL_PROXY_LISTENERS__0__AUTH": "none", "CMAIL_PROXY_LISTENERS__0__TLS": "none"}
+    environ["CMAIL_PROXY_ROUTE"] = "relay"
     done = run("check", environ={**environ, "CMAIL_PROXY_RULES__PROVIDERS": "[mailgun]"})
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode().splitlines() == [
         WHEN_ABSENT.format("Mailgun", ALL_OFF),
-        "error: environment: CMAIL_PROXY_RELAY__HOST: found nothing; expected the platform's SMTP host (delivery "
-        "without a relay comes with the sending core (route deliver), which this version does not have yet; set "
-        "relay.host)",
+        "error: environment: CMAIL_PROXY_RELAY__HOST: found nothing; expected the platform's SMTP host, for route "
+        "relay",
         "cmail-proxy: 1 problem",
     ]
 
@@ -160,8 +160,8 @@ def test_problems_of_settings_and_rules_come_all_at_once(tmp_path: Path) -> None
         "infrastructure"
     )
     assert errors == [
-        "error: settings.yaml:2: relay.host: found nothing; expected the platform's SMTP host (delivery without a "
-        "relay comes with the sending core (route deliver), which this version does not have yet; set relay.host)",
+        "error: settings.yaml:2: relay.host: found nothing, though relay has other keys; expected the platform's SMTP "
+        "host, or route: deliver",
         "error: settings.yaml:1: listeners[0].auth: found 'none' on 0.0.0.0 without allow_networks; expected auth "
         "required, or the networks whose mail is taken (whoever reaches the port could send through it: an open relay)",
         f"error: {rules}/acme.yaml:2: fields[1]: found 'Subject'; expected fields of this provider (it would remove "

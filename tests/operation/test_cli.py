@@ -17,6 +17,15 @@ OPTIONS = {
     "check": {"--config", "--help"},
     "translate": {"--config", "--explain", "--recipient", "--provider", "--help"},
     "demo": {"--port", "--help"},
+    "message show": {"--config", "--json", "--help"},
+    "queue list": {"--config", "--json", "--limit", "--help"},
+    "queue show": {"--config", "--json", "--help"},
+    "queue retry": {"--config", "--all", "--help"},
+    "queue remove": {"--config", "--help"},
+    "report": {"--config", "--json", "--csv", "--group", "--since", "--by-day", "--help"},
+    "suppression list": {"--config", "--json", "--help"},
+    "suppression add": {"--config", "--reason", "--help"},
+    "suppression remove": {"--config", "--help"},
     "token": {"--help"},
     "token add": {"--config", "--help"},
     "token list": {"--config", "--help"},
@@ -27,6 +36,15 @@ WORTH_SAYING = {
     "check": "Exit code 0 when `serve` would start (ports are not tried), 1 with any problem.",
     "translate": "Exit code 0 when it would be sent on or, in test mode, discarded; 1 when it would be refused.",
     "demo": "ends by itself when standard input is none",
+    "message show": "Show one message with its timeline",
+    "queue list": "List messages that wait, oldest first.",
+    "queue show": "Show one message with its timeline",
+    "queue retry": "Attempt a message at once.",
+    "queue remove": "Give a message up.",
+    "report": "Show what became of messages, by group.",
+    "suppression list": "List the addresses",
+    "suppression add": "Put ADDRESS on the list.",
+    "suppression remove": "Take ADDRESS off the list.",
     "token": "with the token as user name and as password",
     "token add": "It is shown this once, and kept only as a hash.",
     "token list": "List the names of those who have a token",
@@ -42,7 +60,7 @@ def test_help_of_every_command_names_its_options(command: str) -> None:
     text = " ".join(shown.stdout.decode().split())
     assert WORTH_SAYING.get(command, "Begin with `cmail-proxy demo`") in text
     options = text.partition(" Options: ")[2].partition(" Commands: ")[0]
-    assert set(re.findall(r"--[a-z]+", options)) == OPTIONS[command]
+    assert set(re.findall(r"--[a-z]+(?:-[a-z]+)*", options)) == OPTIONS[command]
     if "--config" in options:
         assert "CMAIL_PROXY_CONFIG" in options
 
@@ -51,7 +69,7 @@ def test_help_lists_the_commands_users_are_to_know() -> None:
     """The list of commands is whole, in short as in long form, and leaves out what only the program itself starts."""
     shown = run("--help").stdout.decode()
     commands = [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()]
-    assert commands == ["check", "demo", "serve", "token", "translate"]
+    assert commands == [*("check", "demo", "message", "queue", "report", "serve", "suppression", "token", "translate")]
     assert run("-h").stdout.decode() == shown
 
 

@@ -159,6 +159,22 @@ def test_demo_without_a_terminal_shows_all_and_ends(place: Place) -> None:
     place.require_tidy()
 
 
+def test_demo_shows_the_sending_core_with_an_open_and_a_click_in_its_report(place: Place) -> None:
+    """Five messages into a mailbox folder, one beacon fetched, one link followed, and both in the report by group."""
+    shown = run("demo", environ=place.environ).stdout.decode()
+    half = shown.partition("Without a platform: the sending core\n")[2]
+    assert re.search(r"delivered +5 mails into \S+/core/mailbox\n", half)
+    assert "opened       a beacon was fetched: 200, 43 octets of GIF\n" in half
+    assert "clicked      a link was followed, to https://example.com/orders/1\n" in half
+    rows = [re.split(r"  +", line.strip()) for line in half.splitlines() if line.startswith("    order")]
+    assert [(row[0], row[1], row[3]) for row in rows] == [
+        ("order confirmation", "4", "4"),
+        ("order-confirmation", "1", "1"),
+    ]
+    assert sorted(row[7] for row in rows) == sorted(row[8] for row in rows) == ["0 (0)", "1 (1)"]
+    place.require_tidy()
+
+
 def test_demo_on_a_terminal_takes_mail_until_it_is_interrupted(place: Place, terminal: Terminal) -> None:
     """It stays up for mail of the user's own; Ctrl-C ends it with exit code 0 and no word of Python."""
     port = re.search(r"SMTP to 127\.0\.0\.1:([0-9]+), user and password (\S+)", terminal.shown)

@@ -108,8 +108,8 @@ def test_privileged_port_is_told(tmp_path: Path) -> None:
     """Port 25 without the right to it ends the start with what gives the right."""
     listener = {"address": "127.0.0.1", "port": 25, "tls": "none", "auth": "none"}
     assert refusal(config_of(tmp_path, listeners=[listener])) == [
-        "cmail-proxy: 127.0.0.1:25: permission denied; ports below 1024 need the capability CAP_NET_BIND_SERVICE, or "
-        "choose a port from 1024 on"
+        "cmail-proxy: listeners[0].port: 127.0.0.1:25: permission denied; ports below 1024 need the capability "
+        "CAP_NET_BIND_SERVICE, or choose a port from 1024 on"
     ]
 
 
@@ -118,7 +118,7 @@ def test_problems_of_settings_end_the_start_all_at_once(tmp_path: Path) -> None:
     config = config_of(tmp_path, limits={"hops": 0}, log={"level": "loud"}, smpt={})
     keys = (
         "hostname, data_dir, workers, log, listeners, tls, tokens, logins, rules, smtp, limits, route, shutdown, "
-        "relay, http"
+        "relay, deliver, tracking, store, http"
     )
     assert refusal(config) == [
         f"error: {config}:5: limits.hops: found 0; expected an integer from 1 to 1000 (fields)",

@@ -147,8 +147,9 @@ def in_file(key: str, value: str) -> str:
     text = value if value.startswith(("[", "{")) and not is_secret(key) else json.dumps(value)
     name, in_item, item_key = key.partition("[].")
     if in_item:
-        entries = dict.fromkeys(NEEDED.get(name, ()), "example") | {item_key: text}
-        return f"{name}: [{{{', '.join(f'{each}: {entry}' for each, entry in entries.items())}}}]"
+        entries = {each: example(each) for each in NEEDED.get(name, ())} | {item_key: text}
+        text = f"[{{{', '.join(f'{each}: {entry}' for each, entry in entries.items())}}}]"
+        key = name
     for step in reversed(key.split(".")):
         text = f"{{{step}: {text}}}"
     return text
@@ -161,7 +162,12 @@ def is_secret(key: str) -> bool:
 def needed(key: str) -> dict[str, str]:
     """Set what the item that a key may be in needs, by environment."""
     name = key.partition("[].")[0]
-    return {variable(f"{name}[0].{each}"): "example" for each in NEEDED.get(name, ())}
+    return {variable(f"{name}[0].{each}"): example(each) for each in NEEDED.get(name, ())}
+
+
+def example(key: str) -> str:
+    """A lawful value; a path is absolute, since relative ones start at other folders in file and environment."""
+    return "/example" if key.endswith("_file") else "example"
 
 
 def leaves() -> Iterator[str]:

@@ -33,7 +33,7 @@ def test_reference_has_one_row_of_six_cells_for_each_key() -> None:
         "| `log.level` | debug, info, warning or error | `info` |  | The least important lines that are written. | "
         "`CMAIL_PROXY_LOG__LEVEL` |",
         "| `relay.host` | a host name or an IP address, without a port | not set |  | The platform's SMTP host. "
-        "Needed to serve. | `CMAIL_PROXY_RELAY__HOST` |",
+        "Needed for route `relay`. | `CMAIL_PROXY_RELAY__HOST` |",
         "| `relay.wait_seconds` | an integer from 0 to 3600 | `10` | seconds | Longest wait for a pooled connection. | "
         "`CMAIL_PROXY_RELAY__WAIT_SECONDS` |",
         "| `tls.self_signed` | true or false | `false` |  | Make a certificate authority of our own in `data_dir`, and "
