@@ -25,7 +25,7 @@ QUEUED = b"250 2.0.0 Message queued"
 SESSIONS = 20
 _LOOK_SECONDS = 0.01
 _SETTLE_SECONDS = 0.3  # what is written behind a reply, or a delivery, costs CPU too
-_DELIVERY_SECONDS = 120.0
+_DELIVERY_SECONDS = 60.0
 _IN_MEMORY = ("tmpfs", "ramfs")
 _ON_DISK = "/var/tmp"  # noqa: S108 - what is made there has a name of its own
 
