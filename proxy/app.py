@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from proxy import __version__, rulebook
@@ -37,6 +38,7 @@ from proxy.web.health import Health
 
 _WATCH_SECONDS = 1.0
 _SPARE_DESCRIPTORS = 64
+_LAST_SECONDS = 2.0
 
 
 class App:
@@ -45,12 +47,19 @@ class App:
 
     Args:
         sockets: Listening sockets, each with its settings.
+        public: That of the public pages, where a parent bound it.
 
     Raises:
         ProblemsError: Rule files, certificates or the token store are wrong.
     """
 
-    def __init__(self, settings: Settings, log: Log, sockets: Sequence[tuple[Listener, socket.socket]]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: Log,
+        sockets: Sequence[tuple[Listener, socket.socket]],
+        public: socket.socket | None = None,
+    ) -> None:
         self.settings = settings
         self.log = log
         self.health = Health()
@@ -65,7 +74,7 @@ class App:
         if settings.delivers:
             from proxy.deliver_parts import DeliverParts  # and all that it imports, which route relay has no use for
 
-            self._parts = DeliverParts(settings, log, self.metrics, new_id)
+            self._parts = DeliverParts(settings, log, self.metrics, new_id, public)
         else:
             self._parts = RelayParts(settings, log, self.metrics, self.health)
         self._service = Service(
@@ -103,11 +112,13 @@ class App:
         self.health.stopping = True
         shutdown = self.settings.shutdown
         self.log.info("stopping", delay_seconds=shutdown.delay_seconds, drain_seconds=shutdown.drain_seconds)
+        until = monotonic() + shutdown.delay_seconds + shutdown.drain_seconds
         await self._listeners.stop(shutdown.delay_seconds, shutdown.drain_seconds)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._parts.stop()
+        # Clients and attempts share the time; if clients took all of it, attempts still get a moment behind the dot.
+        await self._parts.stop(max(until - monotonic(), min(shutdown.drain_seconds, _LAST_SECONDS)))
         self.log.info("stopped")
 
     # Background work
@@ -238,11 +249,15 @@ def bind_all(settings: Settings) -> list[tuple[Listener, socket.socket]]:
             bound.append((listener, bind(listener.address, listener.port)))
         except BindError as error:
             problems.append(f"listeners[{index}].port: {error}")
-    probes = settings.http.probes
-    try:
-        bind(probes.address, probes.port).close()  # taken only later, but worth knowing before mail is
-    except BindError as error:
-        problems.append(f"http.probes.port: {error}")
+    probes, public = settings.http.probes, settings.http.public
+    pages = [("http.probes", probes.address, probes.port)]
+    if settings.delivers:
+        pages.append(("http.public", public.address, public.port))
+    for key, address, port in pages:
+        try:
+            bind(address, port).close()  # taken only later, but worth knowing before mail is
+        except BindError as error:
+            problems.append(f"{key}.port: {error}")
     if problems:
         raise BindError("\n".join(problems))
     return bound

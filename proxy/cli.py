@@ -44,7 +44,7 @@ class _Commands(click.Group):
         return super().get_command(context, name)
 
 
-_OF_THE_STORE = ("message", "queue", "report", "suppression")
+_OF_THE_STORE = ("dkim", "message", "queue", "report", "suppression")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -153,6 +153,15 @@ def check_command(config: Path | None) -> None:
         TokenStore(settings.data_dir / TOKENS_FILE)
     except ProblemsError as error:
         problems.extend(error.problems)
+    if settings.delivers:
+        from proxy.compose import dkim
+
+        for index, key in enumerate(settings.deliver.dkim):
+            try:
+                weakness = dkim.weakness(dkim.load_key(key.key_file))
+                warnings += [f"deliver.dkim[{index}].key_file: {weakness}"] if weakness else []
+            except ProblemsError as error:
+                problems.extend(error.problems)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if problems:

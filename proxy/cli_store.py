@@ -19,7 +19,7 @@ import attrs
 import click
 
 from proxy.problems import ProblemsError
-from proxy.settings import CONFIG_VARIABLE, load
+from proxy.settings import CONFIG_VARIABLE, Settings, load
 from proxy.spool.item import Change, Event, Figures, Recipient, State
 from proxy.spool.sqlite import SqliteStore
 from proxy.spool.store import History, StoreError
@@ -217,17 +217,37 @@ def suppression_remove(config: Path | None, address: str) -> None:
     click.echo(f"no longer suppressed: {address}")
 
 
-COMMANDS = (queue, message, report, suppression)
+@click.command()
+@CONFIG
+def dkim(config: Path | None) -> None:
+    """
+    Show the DNS records to publish for DKIM.
+
+    One for each key in deliver.dkim: its name, and its text. Receivers look the public key up there.
+    """
+    from proxy.compose.dkim import SigningKey, dns_record, load_key
+
+    settings = _settings(config)
+    if not settings.deliver.dkim:
+        _stop("deliver.dkim names no key; add domain, selector and key_file")
+    try:
+        for each in settings.deliver.dkim:
+            key = load_key(each.key_file)
+            name = SigningKey(each.domain, each.selector, key).dns_name
+            text = dns_record(key)
+            strings = [text[start : start + 255] for start in range(0, len(text), 255)]  # RFC 1035, 3.3
+            quoted = " ".join([f'"{each}"' for each in strings])
+            click.echo(f"{name}. IN TXT {quoted}")
+    except ProblemsError as error:
+        _fail(error)
+
+
+COMMANDS = (queue, message, report, suppression, dkim)
 
 
 def _with_store(config: Path | None, work: Callable[[SqliteStore], Awaitable[_T]]) -> _T:
     """Do something with the store that the settings name; it must exist."""
-    try:
-        settings = load(config, os.environ)
-    except ProblemsError as error:
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-        _stop("the settings cannot be read")
+    settings = _settings(config)
     folder = settings.data_dir / "spool"
     if not (folder / "spool.db").is_file():
         _stop(f"no store in {folder}: the route deliver makes it when it first runs (data_dir says where)")
@@ -243,6 +263,19 @@ def _with_store(config: Path | None, work: Callable[[SqliteStore], Awaitable[_T]
         return asyncio.run(run())
     except StoreError as error:
         _stop(f"the store in {folder}: {error}")
+
+
+def _settings(config: Path | None) -> Settings:
+    try:
+        return load(config, os.environ)
+    except ProblemsError as error:
+        _fail(error)
+
+
+def _fail(error: ProblemsError) -> NoReturn:
+    for problem in error.problems:
+        click.echo(f"error: {problem}", err=True)
+    _stop(f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}")
 
 
 def _show(config: Path | None, message_id: str, as_json: bool) -> None:

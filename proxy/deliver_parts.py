@@ -1,6 +1,7 @@
 """Route ``deliver`` put together: store, composer, queue, courier, and the pages that readers reach."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from proxy.compose.pool import ComposePool
 from proxy.compose.steps import Composed
 from proxy.compose.tokens import load_or_create_secret
 from proxy.deliver.copies import Copies
-from proxy.deliver.courier import courier_of, route_of
+from proxy.deliver.courier import at_hand, courier_of, route_of
 from proxy.deliver.notices import Notices
 from proxy.deliver.queue import Queue
 from proxy.deliver.route import DeliverRoute
@@ -67,10 +68,23 @@ async def recover(settings: Settings, log: Log) -> None:
 
 
 class DeliverParts:
-    """All that route ``deliver`` needs in a process."""
+    """
+    All that route ``deliver`` needs in a process.
 
-    def __init__(self, settings: Settings, log: Log, metrics: Metrics, new_id: Callable[[], str]) -> None:
+    Args:
+        listener: The socket of the public pages where a parent bound it; None to bind it here.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        log: Log,
+        metrics: Metrics,
+        new_id: Callable[[], str],
+        listener: socket.socket | None = None,
+    ) -> None:
         self._settings = settings
+        self._listener = listener
         self._watcher = _Watcher(log, metrics.delivery)
         self._metrics = metrics.delivery
         self._store = open_store(settings)
@@ -112,9 +126,10 @@ class DeliverParts:
 
     async def start(self) -> None:
         """Open the public pages, then work on what waits."""
-        await self.public.start()
+        await self.public.start(self._listener)
         base = (self._settings.tracking.base_url or f"http://127.0.0.1:{self.public.port}").rstrip("/")
         copies = Copies(base, self._keys, self._signer, time.time)
+        most, most_each = at_hand(self._settings)
         self._queue = Queue(
             self._store,
             self._courier,
@@ -123,26 +138,36 @@ class DeliverParts:
             self._watcher,
             self._retry,
             time.time,
-            most=4 * self._settings.deliver.connections,
+            most=most,
+            most_each=most_each,
         )
         self._queue.start()
 
     async def tick(self) -> None:
         """Measure the queue, and forget what is old."""
-        now = time.time()
         self._courier.tidy()
+        try:
+            await self._look(time.time())
+        except StoreError as error:
+            self._watcher.trouble(error)
+
+    async def _look(self, now: float) -> None:
+        """Measure the store, take care of what other processes left behind, and forget what is old."""
         if now >= self._due["depth"]:
             self._due["depth"] = now + _DEPTH_SECONDS
             depth = await self._store.depth()
             self._metrics.depth(depth.pending, now - depth.oldest_at if depth.oldest_at else 0.0, depth.set_aside)
+            if released := await self._store.release(now):
+                self._watcher.released(released)
+                self._wake()
         if now >= self._due["sweep"]:
             self._due["sweep"] = now + _SWEEP_SECONDS
             await self._store.sweep(now, self._settings.deliver.keep_seconds)
 
-    async def stop(self) -> None:
+    async def stop(self, seconds: float) -> None:
         """Let attempts finish that are under way, and close."""
         if self._queue is not None:
-            await self._queue.stop(self._settings.shutdown.drain_seconds)
+            await self._queue.stop(seconds)
         await self.public.stop()
         await self._composer.close()
         await self._store.close()
@@ -237,6 +262,9 @@ class _Watcher:
     def noticed(self, item: Item, notice: Item, kind: str) -> None:
         self._metrics.notice(delayed=kind == "delay_told")
         self._log.info("notice", id=notice.id, about=item.id, to=item.reverse_path, kind=kind)
+
+    def released(self, recipients: int) -> None:
+        self._log.warning("leases_released", recipients=recipients)
 
     def trouble(self, error: Exception) -> None:
         self._metrics.trouble()

@@ -19,8 +19,8 @@ class Parts(Protocol):
     async def tick(self) -> None:
         """Do what is to be done about once a second."""
 
-    async def stop(self) -> None:
-        """Finish, after the last client is gone."""
+    async def stop(self, seconds: float) -> None:
+        """Finish, after the last client is gone; what takes longer than *seconds* is broken off."""
 
 
 def share(limit: int, settings: Settings) -> int:

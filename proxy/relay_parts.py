@@ -48,7 +48,7 @@ class RelayParts:
         """Close what was at rest for too long."""
         self._pool.tidy()
 
-    async def stop(self) -> None:
+    async def stop(self, _seconds: float) -> None:
         """Close the pool."""
         if self._task is not None:
             self._task.cancel()

@@ -45,7 +45,8 @@ class WorkerPlace:
     Args:
         number: Counted from 1; label of metrics.
         control: File descriptor of its end of the control connection.
-        listeners: File descriptors of its sockets, bound but not listening, in the order of the settings.
+        listeners: File descriptors of its sockets, bound but not listening: those for mail in the order of the
+            settings, then those for pages.
     """
 
     number: int
@@ -63,7 +64,7 @@ class WorkerPlace:
 
     def sockets(self) -> list[socket.socket]:
         """Make socket objects of the file descriptors."""
-        return [socket.socket(fileno=descriptor) for descriptor in self.listeners]
+        return [_own(descriptor) for descriptor in self.listeners]
 
 
 class WorkerChannel:
@@ -87,7 +88,7 @@ class WorkerChannel:
 
     async def start(self) -> None:
         """Begin to answer."""
-        reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=self._control))
+        reader, writer = await asyncio.open_unix_connection(sock=_own(self._control))
         self._task = asyncio.create_task(self._serve(reader, writer))
 
     async def stop(self) -> None:
@@ -149,6 +150,7 @@ class Crew:
         command: Starts a worker.
         environment: Of a worker; a variable is added.
         listeners: Address and port of each listener; 0 for any free port.
+        pages: Address and port of each listener that is not for mail.
         probes: Address and port of the probes for all workers.
         stop_seconds: A worker's own time limit for stopping.
         onward: Where messages go, for the log.
@@ -161,6 +163,7 @@ class Crew:
     probes: tuple[str, int]
     stop_seconds: float
     onward: str = ""
+    pages: Sequence[tuple[str, int]] = ()
     patience: Patience = field(factory=Patience)
 
 
@@ -174,7 +177,7 @@ async def supervise(crew: Crew, log: Log) -> int:
     Raises:
         BindError: A port cannot be had; nothing was started.
     """
-    reserved = reserve(crew.listeners)
+    reserved = reserve([*crew.listeners, *crew.pages])
     try:
         return await _Supervisor(crew, log, [each.getsockname()[:2] for each in reserved]).run()
     finally:
@@ -239,6 +242,7 @@ class _Supervisor:
         self._crew = crew
         self._log = log
         self._places = places
+        self._mail_places = places[: len(crew.listeners)]
         self._workers = [_Worker(number) for number in range(1, crew.workers + 1)]
         self._stopping = asyncio.Event()
         self._served = False
@@ -256,7 +260,7 @@ class _Supervisor:
         self._log.info(
             "supervisor_started",
             workers=len(self._workers),
-            listeners=[place(*each) for each in self._places],
+            listeners=[place(*each) for each in self._mail_places],
             probes=place(self._crew.probes[0], probes.port),
         )
         with self._signals():
@@ -424,7 +428,7 @@ class _Supervisor:
             self._health.started = True
             self._log.info(
                 "listening",
-                listeners=[{"address": address, "port": port} for address, port in self._places],
+                listeners=[{"address": address, "port": port} for address, port in self._mail_places],
                 probes={"address": self._crew.probes[0], "port": self._probes_port},
                 onward=self._crew.onward,
                 workers=started,
@@ -436,6 +440,18 @@ class _Supervisor:
         await asyncio.gather(*(self._ask(worker, "snapshot") for worker in self._workers))
         self._totals.update("parent", self._metrics.snapshot())
         return self._totals.render()
+
+
+def _own(descriptor: int) -> socket.socket:
+    """
+    Take over a socket from the parent.
+
+    Processes that the worker starts must not get it as well: uvloop closes nothing for them, and one that outlives the
+    worker would keep a port open on which nobody answers.
+    """
+    sock = socket.socket(fileno=descriptor)
+    sock.set_inheritable(False)
+    return sock
 
 
 def _send(process: Process, number: signal.Signals) -> None:

@@ -36,12 +36,13 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
         await recover(settings, log)
     app.tell_warnings(log, settings, rules.engine)
     app.raise_descriptor_limit(settings, log)  # workers inherit it
-    probes, shutdown = settings.http.probes, settings.shutdown
+    probes, public, shutdown = settings.http.probes, settings.http.public, settings.shutdown
     crew = Crew(
         workers=settings.workers,
         command=[sys.executable, "-m", "proxy", "worker", *(["--config", str(config)] if config else [])],
         environment=os.environ,
         listeners=[(listener.address, listener.port) for listener in settings.listeners],
+        pages=[(public.address, public.port)] if settings.delivers else [],
         probes=(probes.address, probes.port),
         stop_seconds=shutdown.delay_seconds + shutdown.drain_seconds,
         onward=settings.onward,
@@ -53,7 +54,9 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
 
 async def work(settings: Settings, log: Log, place: WorkerPlace) -> int:
     """Serve as a worker until SIGTERM, or until the parent is gone, and give the exit code."""
-    parts = app.App(settings, log, list(zip(settings.listeners, place.sockets(), strict=True)))
+    sockets = place.sockets()
+    public = sockets.pop() if settings.delivers else None
+    parts = app.App(settings, log, list(zip(settings.listeners, sockets, strict=True)), public)
     stopping = app.stop_event()
     channel = WorkerChannel(place.control, parts.health, parts.metrics.snapshot, stopping.set)
     await channel.start()

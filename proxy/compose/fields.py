@@ -1,7 +1,7 @@
 """
 The header section of a message that is kept: X-Cmail fields are read and leave, what a submission server adds is added.
 
-Source: RFC 6409, 8 (Date and Message-ID may be added), RFC 5322, 3.6.3 (Bcc leaves). Pure.
+Source: RFC 6409, 8 (Date and Message-ID may be added), RFC 5322, 3.6.3 and 3.6.6 (Bcc and Resent-Bcc leave). Pure.
 """
 
 from datetime import datetime
@@ -15,6 +15,7 @@ from proxy.translate.model import GROUP, INLINE_CSS, SWITCHES, TRACK_CLICKS, TRA
 from proxy.translate.values import FALSE_WORDS, TRUE_WORDS, clean_name, fit_name, switch_word
 
 _OURS = b"x-cmail-"
+_BLIND = frozenset([b"bcc", b"resent-bcc"])
 _SUBJECT_CHARACTERS = 200
 
 
@@ -69,7 +70,7 @@ def prepare(section: HeaderSection, message_id: str, now: datetime) -> Prepared:
             text = encoded_words.decode(section.value(index)).strip()
             if text and key not in values:
                 values[key] = text
-        elif key == b"bcc":
+        elif key in _BLIND:
             remove.append(index)
         elif key == b"subject" and not subject:
             subject = clean_name(encoded_words.decode(section.value(index)))[:_SUBJECT_CHARACTERS]

@@ -75,7 +75,11 @@ class Part:
     def is_attachment(self) -> bool:
         """Whether readers show it as a file, and not as the text of the message."""
         disposition = self.field(b"content-disposition").lower()
-        return disposition.startswith("attachment") or "filename" in disposition or "name" in self.parameters
+        return (
+            disposition.startswith("attachment")
+            or "filename" in disposition
+            or bool({"name", "name*", "name*0", "name*0*"}.intersection(self.parameters))
+        )
 
 
 def parts(content: bytes) -> list[Part]:

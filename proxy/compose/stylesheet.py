@@ -22,14 +22,17 @@ _PIECE = re.compile(
     r"|[^\"'\\{}()\[\];:/<uU-]++|.",
     re.DOTALL | re.IGNORECASE,
 )
+_PARTING = " \t\r\n\f{}();:,"
 _OPENS = {"{": "}", "(": ")", "[": "]"}
 _MAX_NESTING = 64
 _AT_WORD = re.compile(r"@([A-Za-z-]++)")
 # Groups of rules that hold under a condition. Others (@font-face, @keyframes, @page, …) style no element.
 _CONDITIONAL = frozenset(["media", "supports", "container", "layer", "scope", "document", "-moz-document"])
+# Those that also change the order in which rules count.
+_REORDERING = frozenset(["layer", "scope"])
 _PROPERTY = re.compile(r"[ \t\r\n\f]*+(--[^ \t\r\n\f:]++|[*_]?-?[A-Za-z][A-Za-z0-9-]*+)[ \t\r\n\f]*+:")
+_NAME_IN_BLOCK = re.compile(r"[{;\s]([A-Za-z-]++)\s*+:")
 _IMPORTANT = re.compile(r"[ \t\r\n\f]*+![ \t\r\n\f]*+important[ \t\r\n\f]*+$", re.IGNORECASE)
-_COMMENT = re.compile(r"/\*(?:[^*]++|\*(?!/))*+(?:\*/)?")
 _BLANKS = re.compile(r"[ \t\r\n\f]++")
 
 
@@ -58,11 +61,13 @@ class Rule:
         selectors: As written, comments cut.
         declarations: In order.
         conditional: Whether it stands in a group that holds under a condition.
+        elsewhere: Properties set by rules nested in it, or by itself out of the usual order: nobody knows for what.
     """
 
     selectors: str
     declarations: tuple[Declaration, ...]
     conditional: bool = False
+    elsewhere: tuple[str, ...] = ()
 
 
 def rules(css: str) -> Iterator[Rule]:
@@ -77,24 +82,31 @@ def rules(css: str) -> Iterator[Rule]:
 
 def declarations(text: str) -> tuple[Declaration, ...]:
     """Read the value of a style attribute; template leftovers and other broken pieces give nothing."""
-    found = []
-    for chunk in _chunks(_split(text)):
-        declaration = _declaration(chunk)
-        if declaration is not None:
-            found.append(declaration)
-    return tuple(found)
+    return _block(_split(text))[0]
 
 
 def _split(css: str) -> list[str]:
-    return [piece for piece in _PIECE.findall(css) if not piece.startswith("/*")]
+    """Cut text into pieces, without the comments that part nothing: one between two letters keeps them apart."""
+    pieces: list[str] = _PIECE.findall(css)
+    if "/*" not in css:
+        return pieces
+    kept: list[str] = []
+    for at, piece in enumerate(pieces):
+        if piece.startswith("/*"):
+            before = kept[-1][-1] if kept else " "
+            behind = pieces[at + 1][0] if at + 1 < len(pieces) else " "
+            if before in _PARTING or behind in _PARTING:
+                continue
+        kept.append(piece)
+    return kept
 
 
 def _rules(pieces: list[str], conditional: bool) -> Iterator[Rule]:
     """Read rules from pieces; groups nest, but their depth is bounded, and each level looks at its own pieces once."""
     # Work still to be done, so that nesting needs no recursion: a group's content comes before what follows it.
-    stack: list[tuple[list[str], int, bool]] = [(pieces, 0, conditional)]
+    stack: list[tuple[list[str], int, bool, bool]] = [(pieces, 0, conditional, False)]
     while stack:
-        level, position, inside = stack.pop()
+        level, position, inside, reordered = stack.pop()
         prelude_start = position
         while position < len(level):
             piece = level[position]
@@ -105,10 +117,12 @@ def _rules(pieces: list[str], conditional: bool) -> Iterator[Rule]:
                 word = _AT_WORD.match(prelude.lstrip())
                 position = prelude_start = end + 1
                 if word is None:
-                    yield Rule(prelude.strip(), _block(block), inside)
+                    found, nested = _block(block)
+                    names = (*nested, *[each.name for each in found]) if reordered else nested
+                    yield Rule(prelude.strip(), found, inside, names)
                 elif word[1].lower() in _CONDITIONAL and len(stack) < _MAX_NESTING:
-                    stack.append((level, position, inside))
-                    stack.append((block, 0, True))
+                    stack.append((level, position, inside, reordered))
+                    stack.append((block, 0, True, reordered or word[1].lower() in _REORDERING))
                     break
                 continue
             if piece in _OPENS:
@@ -134,28 +148,34 @@ def _block_end(pieces: list[str], position: int) -> int:
     return len(pieces)
 
 
-def _block(pieces: list[str]) -> tuple[Declaration, ...]:
-    return tuple([each for chunk in _chunks(pieces) if (each := _declaration(chunk)) is not None])
+def _block(pieces: list[str]) -> tuple[tuple[Declaration, ...], tuple[str, ...]]:
+    """Read a rule's block: its declarations, and the names of properties that rules nested in it may set."""
+    found: list[Declaration] = []
+    nested: list[str] = []
+    for chunk in _chunks(pieces, nested):
+        declaration = _declaration(chunk)
+        if declaration is not None:
+            found.append(declaration)
+    return tuple(found), tuple(nested)
 
 
-def _chunks(pieces: list[str]) -> Iterator[str]:
-    """Cut at semicolons; brackets hold together, and a nested block drops the chunk it stands in."""
+def _chunks(pieces: list[str], nested: list[str]) -> Iterator[str]:
+    """Cut at semicolons; brackets hold together. A block in it ends a chunk, which then is none."""
     start = position = 0
-    broken = False
     while position < len(pieces):
         piece = pieces[position]
         if piece in _OPENS:
             end = _block_end(pieces, position)
             if piece == "{":
-                broken = True
+                nested.extend(_NAME_IN_BLOCK.findall("".join(pieces[position:end])))
+                start = end + 1
             position = end + 1
             continue
         if piece == ";":
-            if not broken:
-                yield "".join(pieces[start:position])
-            start, broken = position + 1, False
+            yield "".join(pieces[start:position])
+            start = position + 1
         position += 1
-    if not broken and start < len(pieces):
+    if start < len(pieces):
         yield "".join(pieces[start:])
 
 
@@ -190,15 +210,55 @@ def _is_whole(value: str) -> bool:
     return not closers and not value.endswith("\\")
 
 
+_PREFIX = re.compile(r"^-(?:webkit|moz|ms|o)-")
 _SIDES = ("top", "right", "bottom", "left")
-_BORDER_ASPECTS = ("width", "style", "color")
+_ASPECTS = ("width", "style", "color")
+# Boxes whose sides also have names that depend on the direction of writing.
+_BOXES = ("margin", "padding", "border", "scroll-margin", "scroll-padding")
+_BY_DIRECTION = re.compile(r"-(?:inline|block|start|end)(?:-|$)|-radius$")
+# Shorthands that do not begin like their parts; within a group anything may set anything.
+_GROUPS = {
+    name: group
+    for group, names in enumerate(
+        (
+            ("font", "line-height"),
+            ("inset", "inset-inline", "inset-block", *_SIDES),
+            ("gap", "row-gap", "column-gap", "grid-gap", "grid-row-gap", "grid-column-gap"),
+            ("flex-flow", "flex-direction", "flex-wrap"),
+            ("place-content", "align-content", "justify-content"),
+            ("place-items", "align-items", "justify-items"),
+            ("place-self", "align-self", "justify-self"),
+            ("columns", "column-width", "column-count"),
+            ("width", "height", "inline-size", "block-size"),
+            ("max-width", "max-height", "max-inline-size", "max-block-size"),
+            ("min-width", "min-height", "min-inline-size", "min-block-size"),
+            ("overflow-wrap", "word-wrap"),
+            ("white-space", "white-space-collapse", "text-wrap", "text-wrap-mode"),
+        )
+    )
+    for name in names
+}
+_APART = frozenset([*_SIDES, *[name for name in _GROUPS if name.endswith(("width", "height"))]])
 
 
 def overlap(one: str, other: str) -> bool:
     """Tell whether setting one property may change what the other sets: equal, or shorthand and part of it."""
+    if one == other:
+        return True
+    one, other = _PREFIX.sub("", one), _PREFIX.sub("", other)
     if one == other or one.startswith(f"{other}-") or other.startswith(f"{one}-") or "all" in (one, other):
         return True
-    if one.startswith("border-") and other.startswith("border-"):
-        first, second = one.split("-")[1], other.split("-")[1]
-        return (first in _SIDES and second in _BORDER_ASPECTS) or (second in _SIDES and first in _BORDER_ASPECTS)
-    return {one, other} == {"font", "line-height"}
+    group = _GROUPS.get(one, -1)
+    if group == _GROUPS.get(other, -2):
+        # Two sides, and width and height, are in one group only for the sake of others.
+        return not (one in _APART and other in _APART)
+    return any(_same_box(box, one, other) for box in _BOXES) or (one.startswith("grid-") and other.startswith("grid-"))
+
+
+def _same_box(box: str, one: str, other: str) -> bool:
+    if not (one.startswith(f"{box}-") and other.startswith(f"{box}-")):
+        return False
+    if _BY_DIRECTION.search(one) is not None or _BY_DIRECTION.search(other) is not None:
+        return True
+    first, second = [name.removeprefix(f"{box}-").partition("-")[0] for name in (one, other)]
+    return (first in _SIDES and second in _ASPECTS) or (second in _SIDES and first in _ASPECTS)

@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from typing import BinaryIO
 
 from proxy.compose import html_steps
@@ -77,7 +78,8 @@ def main(memory_octets: int, budget_seconds: float) -> None:
     os.close(nothing)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_octets, memory_octets))
+    with suppress(ValueError, OSError):  # not every system knows this limit; the others hold
+        resource.setrlimit(resource.RLIMIT_AS, (memory_octets, memory_octets))
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, files[1]))
     try:
         serve(source, answers, budget_seconds)

@@ -5,6 +5,7 @@ The store names destinations with a word: a domain for ``via: mx``, else the one
 settings at the next start.
 """
 
+import asyncio
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -24,6 +25,7 @@ from proxy.settings import Settings
 
 TO_MAILBOX = "(mailbox)"
 TO_SMARTHOST = "(smarthost)"
+_MAILBOX_AT_ONCE = 16  # contents in memory; more of them would not be written any faster
 
 Load = Callable[[], Awaitable[Mail]]
 
@@ -48,8 +50,11 @@ class Courier(Protocol):
     def tidy(self) -> None:
         """Let go of what was at rest for too long."""
 
+    async def drain(self) -> None:
+        """Begin nothing new: who waits for a turn hears that there will be none."""
+
     async def close(self) -> None:
-        """Let nobody wait any more."""
+        """Let go of everything; nothing is under way any more."""
 
 
 class MailboxCourier:
@@ -57,14 +62,19 @@ class MailboxCourier:
 
     def __init__(self, folder: Path, hostname: str) -> None:
         self._mailbox = Mailbox(folder, hostname)
+        self._turns = asyncio.Semaphore(_MAILBOX_AT_ONCE)
 
     def paused(self) -> Collection[str]:
         return ()
 
     async def deliver(self, _destination: str, _recipients: Sequence[str], load: Load) -> dict[str, Result]:
-        return await self._mailbox.deliver(await load())
+        async with self._turns:
+            return await self._mailbox.deliver(await load())
 
     def tidy(self) -> None:
+        return
+
+    async def drain(self) -> None:
         return
 
     async def close(self) -> None:
@@ -86,6 +96,9 @@ class HostCourier:
 
     def tidy(self) -> None:
         self._destinations.tidy()
+
+    async def drain(self) -> None:
+        await self._destinations.close()
 
     async def close(self) -> None:
         await self._destinations.close()
@@ -128,7 +141,26 @@ def courier_of(settings: Settings) -> Courier:
     return HostCourier(Destinations(mx.of, limits, patience, chance))
 
 
-_MOST_WAITING = 1000  # the queue hands out no more than it has room for, so nobody is turned away for this
+_MOST_WAITING = 1000  # the queue takes no more than that for a destination, so nobody is turned away for this
+
+
+def at_hand(settings: Settings) -> tuple[int, int]:
+    """
+    Say how many recipients the queue may have at hand: in all, and of each destination.
+
+    Enough that no connection waits for the store, and of one of many destinations no more than that, since it may be
+    one that makes everybody wait.
+    """
+    deliver = settings.deliver
+    most = min(_TAKEN_FOR_A_CONNECTION * share(deliver.connections, settings), 10 * _MOST_WAITING)
+    if deliver.via != "mx":
+        return most, min(most, _MOST_WAITING)
+    each = _TAKEN_FOR_A_CONNECTION // 2 * share(deliver.per_destination, settings)
+    return most, min(max(each, _RECIPIENTS), most, _MOST_WAITING)
+
+
+_TAKEN_FOR_A_CONNECTION = 20
+_RECIPIENTS = 25  # of a message, by default: those of one domain go together
 
 
 def _hop(settings: Settings) -> NextHop:

@@ -1,8 +1,13 @@
 """
 The queue at work: take what is due, attempt it, write what came of it.
 
-The time of the next attempt is written before an attempt begins (the lease), and its outcome behind it; so a crash at
-any moment sends a message twice at worst, and that only where SMTP itself cannot tell.
+The time of the next attempt is written before an attempt begins (the lease), and its outcome behind it, in one step
+with the notice and the suppression that follow from it; so a crash at any moment sends a message twice at worst, and
+that only where SMTP itself cannot tell.
+
+What was not attempted (its destination is paused, or there was no turn for it) keeps its attempts and its place, and is
+looked at again soon. No destination may fill the places of all others: each has a limit for what is taken from the
+store for it.
 
 Source: RFC 5321, 4.5.4.1 (retries), 6.1 (the null reverse-path gets no bounce).
 """
@@ -10,22 +15,37 @@ Source: RFC 5321, 4.5.4.1 (retries), 6.1 (the null reverse-path gets no bounce).
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from attrs import frozen
 
 from proxy.deliver.copies import Copies
 from proxy.deliver.courier import Courier
 from proxy.deliver.notices import Notices
+from proxy.mail.reply import printable
 from proxy.outbound.transaction import Copy, Mail
-from proxy.policy.outcome import Outcome, Result, expired, is_hard_bounce
+from proxy.policy import outcome
+from proxy.policy.outcome import Outcome, Result, Scope, Stage, expired, is_hard_bounce
 from proxy.policy.retry import RetrySettings, delay_warning_due, next_attempt
-from proxy.spool.item import Change, Event, Item, Recipient, State
+from proxy.spool.item import Change, Event, EventKind, Item, Notice, Recipient, State, Suppression
 from proxy.spool.store import DamagedError, Store, StoreError
 
-LEASE_SECONDS = 1800.0
+LEASE_SECONDS = 7200.0
+"""Longer than any attempt: who crashes loses its leases at once (``Store.release``), and who lives needs them."""
+
+_WAIT_SECONDS = 1800.0  # an attempt that had no turn for so long is given back, so that its lease outlasts it
+_AGAIN_SECONDS = 5.0
+_LARGE_OCTETS = 262_144
+_LARGE_TOGETHER_OCTETS = 100 << 20
 _IDLE_SECONDS = 1.0
 _TROUBLE_SECONDS = 5.0
+
+
+_T = TypeVar("_T")
 
 
 class Watcher(Protocol):
@@ -54,6 +74,7 @@ class Queue:
     Args:
         clock: Seconds since the epoch.
         most: Recipients at a time that are attempted or wait for their turn.
+        most_each: The same, of each destination.
         chance: Gives numbers from 0 to 1, for jitter.
     """
 
@@ -67,6 +88,7 @@ class Queue:
         retry: RetrySettings,
         clock: Callable[[], float],
         most: int,
+        most_each: int,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
@@ -82,7 +104,10 @@ class Queue:
         self._loop: asyncio.Task[None] | None = None
         self._stopping = False
         self._most = most
-        self._recipients = 0  # that are being attempted, or wait for their turn
+        self._most_each = most_each
+        self._memory = _Memory()
+        self._counts: Counter[str] = Counter()  # recipients of each destination that are attempted, or wait for it
+        self._under_way: set[tuple[str, int]] = set()  # the same, each by message and number
 
     def start(self) -> None:
         """Begin to work."""
@@ -93,9 +118,15 @@ class Queue:
         self._woken.set()
 
     async def stop(self, seconds: float) -> None:
-        """Begin nothing new, and let what is under way finish; what does not stays leased, and is due again later."""
+        """
+        Begin nothing new, and let what is under way finish.
+
+        What has no turn yet is given back, and due again at once. What does not finish stays leased until this process
+        is gone.
+        """
         self._stopping = True
         self._woken.set()
+        await self._courier.drain()
         if self._loop is not None:
             await self._loop
         if self._tasks:
@@ -112,7 +143,7 @@ class Queue:
                 busy = await self._take()
             except Exception as error:  # the disk, mostly; whatever it is, the queue goes on
                 self._watcher.trouble(error)
-                await self._wait(_TROUBLE_SECONDS)
+                await self._pause(_TROUBLE_SECONDS)
                 continue
             if not busy:
                 await self._wait(_IDLE_SECONDS)
@@ -124,36 +155,61 @@ class Queue:
         except TimeoutError:
             return
 
+    async def _pause(self, seconds: float) -> None:
+        """Wait for so long, whoever wakes us, but for the end."""
+        until = asyncio.get_running_loop().time() + seconds
+        while not self._stopping and (left := until - asyncio.get_running_loop().time()) > 0:
+            self._woken.clear()
+            await self._wait(left)
+
     async def _take(self) -> bool:
         """Begin attempts for what is due and has room; False when there is nothing to do for now."""
-        room = self._most - self._recipients
+        room = self._most - len(self._under_way)
         if room <= 0:
             return False  # an attempt that ends wakes us
         now = self._clock()
-        leased = await self._store.lease(now, now + LEASE_SECONDS, room, self._courier.paused())
+        crowded = [name for name, number in self._counts.items() if number >= self._most_each]
+        leased = await self._store.lease(
+            now, now + LEASE_SECONDS, room, {*self._courier.paused(), *crowded}, self._most_each
+        )
         for each in leased:
             by_destination: dict[str, list[Recipient]] = {}
             for recipient in each.item.recipients:
-                by_destination.setdefault(recipient.destination, []).append(recipient)
+                if (each.item.id, recipient.number) not in self._under_way:  # else the clock was set: it is under way
+                    by_destination.setdefault(recipient.destination, []).append(recipient)
             for destination, recipients in by_destination.items():
-                self._recipients += len(recipients)
-                task = asyncio.get_running_loop().create_task(self._attempt(each.item, destination, recipients))
-                self._tasks.add(task)
-                task.add_done_callback(self._done)
+                self._begin(each.item, destination, recipients)
         return bool(leased)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._woken.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._watcher.trouble(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+    def _begin(self, item: Item, destination: str, recipients: Sequence[Recipient]) -> None:
+        keys = {(item.id, each.number) for each in recipients}
+        self._under_way |= keys
+        self._counts[destination] += len(keys)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._under_way.difference_update(keys)
+            self._counts[destination] -= len(keys)
+            if self._counts[destination] <= 0:
+                del self._counts[destination]
+            self._woken.set()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._watcher.trouble(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+
+        task = asyncio.get_running_loop().create_task(self._attempt(item, destination, recipients))
+        self._tasks.add(task)
+        task.add_done_callback(done)
 
     async def _attempt(self, item: Item, destination: str, recipients: Sequence[Recipient]) -> None:
         """Attempt a message for its recipients at one destination, and write what came of it."""
         content = b""
+        give_back_at = asyncio.get_running_loop().time() + _WAIT_SECONDS
 
         async def load() -> Mail:
             nonlocal content
+            await loaded.enter_async_context(self._memory.of(item.size_octets))
+            if asyncio.get_running_loop().time() > give_back_at:
+                raise _NoTurnError
             content = await self._store.content(item.id)
             copies = self._copies.of(item, content, recipients)
             return Mail(
@@ -162,91 +218,167 @@ class Queue:
                 smtputf8=item.smtputf8,
             )
 
+        results: dict[str, Result] = {}
+        otherwise = outcome.held(None, "there was no turn for it")
         try:
-            results = await self._courier.deliver(destination, [each.address for each in recipients], load)
+            async with AsyncExitStack() as loaded:
+                results = await self._courier.deliver(destination, [each.address for each in recipients], load)
         except DamagedError as error:
-            await self._store.set_aside(item.id, str(error), self._clock())
-            self._watcher.set_aside(item, str(error))
+            await self._set_aside(item, str(error))
             return
-        finally:
-            self._recipients -= len(recipients)
-        now = self._clock()
-        ended = [
-            (each, self._change(item, each, results[each.address], now), results[each.address]) for each in recipients
-        ]
-        await self._settle([change for _, change, _ in ended], now)
-        for recipient, _, result in ended:
-            self._watcher.attempted(item, recipient, result, now - max(item.received_at, item.not_before))
-        await self._suppress(item, ended, now)
-        await self._tell(item, content, ended, now)
+        except _NoTurnError:
+            pass
+        except Exception as error:  # the store, or a slip of ours: an attempt that failed, so that it ends some day
+            self._watcher.trouble(error)
+            otherwise = _own_trouble(error)
+        await self._write(item, content, [(each, results.get(each.address, otherwise)) for each in recipients])
 
-    async def _settle(self, changes: list[Change], now: float) -> None:
+    async def _write(self, item: Item, content: bytes, results: Sequence[tuple[Recipient, Result]]) -> None:
+        """Write what came of an attempt, with all that follows from it."""
+        now = self._clock()
+        paused = self._courier.paused()
+        ended = [_Ended(each, *self._change(item, each, result, now, paused)) for each, result in results]
+        hard = [each for each in ended if not item.notice and is_hard_bounce(each.result)]
+        suppressions = [Suppression(each.recipient.address, now, each.result.detail) for each in hard]
+        notices = await self._notices_for(item, content, ended, now)
+        told = await self._insist(
+            lambda: self._store.settle([each.change for each in ended], now, notices, suppressions)
+        )
+        for each in ended:
+            if each.change.attempted:
+                seconds = max(0.0, now - max(item.received_at, item.not_before))  # below 0 if sent early by hand
+                self._watcher.attempted(item, each.recipient, each.result, seconds)
+        for each in hard:
+            self._watcher.suppressed(item, each.recipient, each.result.detail)
+        for notice in told:
+            self._watcher.noticed(item, notice.item, notice.event.kind)
+
+    async def _set_aside(self, item: Item, reason: str) -> None:
+        await self._insist(lambda: self._store.set_aside(item.id, reason, self._clock()))
+        self._watcher.set_aside(item, reason)
+
+    async def _insist(self, write: Callable[[], Awaitable[_T]]) -> _T:
         """Write it, again and again: what was delivered and is not written would be delivered once more."""
         for attempt in itertools.count():
             try:
-                await self._store.settle(changes, now)
+                return await write()
             except StoreError as error:
                 self._watcher.trouble(error)
                 if self._stopping and attempt > 1:
                     raise
                 await asyncio.sleep(_TROUBLE_SECONDS)
-            else:
-                return
+        raise AssertionError("unreachable")
 
-    def _change(self, item: Item, recipient: Recipient, result: Result, now: float) -> Change:
-        """Decide what an attempt means for a recipient."""
-        text = result.detail
+    def _change(
+        self, item: Item, recipient: Recipient, result: Result, now: float, paused: Collection[str]
+    ) -> tuple[Change, Result]:
+        """Decide what an attempt means for a recipient, and what the result is then."""
 
-        def change(state: State, kind: str, next_at: float = 0.0) -> Change:
-            event = Event(now, kind, recipient.number, text)  # type: ignore[arg-type]
-            return Change(item.id, recipient.number, state, event, next_at, text, result.host)
+        def change(state: State, kind: EventKind, result: Result, next_at: float = 0.0) -> tuple[Change, Result]:
+            event = Event(now, kind, recipient.number, result.detail)
+            return Change(item.id, recipient.number, state, event, next_at, result.detail, result.host), result
 
         if result.outcome is Outcome.DELIVERED:
-            return change(State.DELIVERED, "delivered")
+            return change(State.DELIVERED, "delivered", result)
         if result.outcome is Outcome.FAILED:
-            return change(State.BOUNCED, "bounced")
+            return change(State.BOUNCED, "bounced", result)
+        # That a destination is paused says as much about its messages as an attempt would.
+        is_paused = recipient.destination in paused
+        tried = recipient.attempts if result.attempted else int(is_paused)
         following = next_attempt(
-            recipient.attempts,
-            _moment(max(item.received_at, item.not_before)),
-            _moment(now),
-            self._chance(),
-            self._retry,
+            tried, _moment(max(item.received_at, item.not_before)), _moment(now), self._chance(), self._retry
         )
         if following is None:
-            text = expired(result).detail
-            return change(State.BOUNCED, "bounced")
-        return change(State.PENDING, "deferred", following.timestamp())
+            return change(State.BOUNCED, "bounced", expired(result))
+        if result.attempted:
+            return change(State.PENDING, "deferred", result, following.timestamp())
+        # Where it was: paused destinations are not asked for, and whatever else kept it back is over in a moment.
+        again = now if self._stopping else now + _AGAIN_SECONDS * self._chance()
+        said = (result.detail, result.host) if is_paused else (recipient.reply, recipient.remote_host)
+        return Change(item.id, recipient.number, State.PENDING, None, again, *said, attempted=False), result
 
-    async def _suppress(self, item: Item, ended: Sequence[tuple[Recipient, Change, Result]], now: float) -> None:
-        for recipient, _, result in ended:
-            if not item.notice and is_hard_bounce(result):
-                await self._store.suppress(recipient.address, result.detail, now)
-                self._watcher.suppressed(item, recipient, result.detail)
-
-    async def _tell(
-        self, item: Item, content: bytes, ended: Sequence[tuple[Recipient, Change, Result]], now: float
-    ) -> None:
-        """Tell the sender what failed for good, and once that something is late."""
+    async def _notices_for(self, item: Item, content: bytes, ended: Sequence["_Ended"], now: float) -> list[Notice]:
+        """Compose what the sender is told: what failed for good, and once that something is late."""
         if not item.reverse_path or item.notice:
-            return  # a notice about a notice would go round for ever
-        failed = [(each, result) for each, change, result in ended if change.state is State.BOUNCED]
-        if failed:
-            await self._notice(item, content, failed, now, "bounce_told")
-        late = [(each, result) for each, change, result in ended if change.state is State.PENDING]
-        spooled_at = _moment(max(item.received_at, item.not_before))
-        if late and delay_warning_due(spooled_at, _moment(now), warned=False, settings=self._retry):
-            history = await self._store.history(item.id)
-            if history is not None and all(event.kind != "delay_told" for event in history.events):
-                await self._notice(item, content, late, now, "delay_told")
+            return []  # a notice about a notice would go round for ever
+        failed = [(each.recipient, each.result) for each in ended if each.change.state is State.BOUNCED]
+        late = [(each.recipient, each.result) for each in ended if each.change.state is State.PENDING]
+        if late and not await self._is_late(item, now):
+            late = []
+        told: list[tuple[EventKind, list[tuple[Recipient, Result]]]] = [("bounce_told", failed), ("delay_told", late)]
+        told = [(kind, about) for kind, about in told if about]
+        notices = []
+        try:
+            if told and not content:
+                content = await self._returned(item)
+            for kind, about in told:
+                notice, octets = self._notices.compose(item, content, about, now, delayed=kind == "delay_told")
+                notices.append(Notice(notice, octets, item.id, Event(now, kind, None, notice.id)))
+        except Exception as error:  # a slip of ours; what came of the attempt is written all the same
+            self._watcher.trouble(error)
+        return notices
 
-    async def _notice(
-        self, item: Item, content: bytes, about: Sequence[tuple[Recipient, Result]], now: float, kind: str
-    ) -> None:
-        notice, octets = self._notices.compose(item, content, about, now, delayed=kind == "delay_told")
-        await self._store.add(notice, octets, 0)
-        await self._store.note(item.id, Event(now, kind, None, notice.id))  # type: ignore[arg-type]
-        self._watcher.noticed(item, notice, kind)
-        self.wake()
+    async def _is_late(self, item: Item, now: float) -> bool:
+        """Whether the sender is to be told now; the store sees to it that it is told once."""
+        spooled_at = _moment(max(item.received_at, item.not_before))
+        if not delay_warning_due(spooled_at, _moment(now), warned=False, settings=self._retry):
+            return False
+        try:
+            history = await self._store.history(item.id)
+        except StoreError as error:
+            self._watcher.trouble(error)
+            return False  # at the next attempt then
+        return history is not None and all(event.kind != "delay_told" for event in history.events)
+
+    async def _returned(self, item: Item) -> bytes:
+        """Give what goes back with a notice where nothing was tried; without it the notice is still worth sending."""
+        try:
+            return await self._store.content(item.id)
+        except StoreError:
+            return b""
+
+
+@frozen
+class _Ended:
+    """What came of an attempt for a recipient."""
+
+    recipient: Recipient
+    change: Change
+    result: Result
+
+
+def _own_trouble(error: Exception) -> Result:
+    """A failure here, not at the destination. RFC 3463, X.3.0."""
+    reason = str(error) if isinstance(error, StoreError) else f"internal error ({type(error).__name__})"
+    return Result(Outcome.DEFERRED, Scope.MESSAGE, Stage.STORE, None, "4.3.0", printable(reason))
+
+
+class _NoTurnError(Exception):
+    """It had no turn for too long."""
+
+
+class _Memory:
+    """What large contents may take together; small ones wait for nobody, and of any size there can be one."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def of(self, octets: int) -> AsyncIterator[None]:
+        """Wait until there is room for a content, and have it."""
+        if octets <= _LARGE_OCTETS:
+            yield
+            return
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._taken or self._taken + octets <= _LARGE_TOGETHER_OCTETS)
+            self._taken += octets
+        try:
+            yield
+        finally:
+            self._taken -= octets
+            async with self._changed:
+                self._changed.notify_all()
 
 
 def _moment(at: float) -> datetime:

@@ -192,7 +192,7 @@ class Connection(asyncio.Protocol):
                 transport = await self._loop.start_tls(self._transport, self, hop.context, server_hostname=hop.host)
         except TimeoutError:
             raise UpstreamError("starttls", f"no TLS within {limit:g} s") from None
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ssl.SSLError, ValueError) as error:  # ValueError: the name of an MX host that is no host name
             raise UpstreamError("starttls", _reason(error)) from None
         if transport is None:  # asyncio's way to say that the connection went away meanwhile
             raise UpstreamError("starttls", "connection closed")

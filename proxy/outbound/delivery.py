@@ -74,6 +74,9 @@ class Attempt:
         self._patience = patience
         self._talked_to = ""  # the address of a reused session that is in order, but did not settle everything
         self._pending = []
+        if not mail.reverse_path.isprintable():  # such as octets that are no UTF-8
+            self.results = dict.fromkeys(mail.recipients, outcome.bad_sender(mail.reverse_path))
+            return
         for copy in mail.copies:
             # What is no address is never written into a command; the grammar of RCPT lets none of these in.
             good = tuple(dict.fromkeys(each for each in copy.recipients if each.isprintable()))
@@ -121,11 +124,11 @@ class Attempt:
                     self._record(pending, opened)
                     continue
                 self.session = opened
-                delivered = await self._send_all(opened)
+                settled = await self._send_all(opened)
                 if not opened.usable:
                     self.session = None
-                if delivered and not opened.usable:
-                    tried.discard(opened.address)  # it closes after some messages: that is progress, so once more
+                if settled and not opened.usable:
+                    tried.discard(opened.address)  # it closes after a message or some: that is progress, so once more
                 else:
                     talked += 1
                 if not self._open():
@@ -158,9 +161,9 @@ class Attempt:
         return parts
 
     async def _send_all(self, session: Session) -> bool:
-        """Send all that is open over one session; whether any of it was delivered."""
+        """Send all that is open over one session; whether it settled anything by its word."""
         queue = deque(self._open())
-        delivered = False
+        settled = False
         while queue and session.usable:
             part = queue.popleft()
             got = await session.send(self._mail, part)
@@ -170,10 +173,12 @@ class Attempt:
             again = tuple(each for each, result in got.items() if outcome.too_many_recipients(result))
             if taken and again:
                 queue.appendleft(Part(again, part.body))
-            delivered = delivered or taken
+            settled = settled or any(
+                each.reply is not None and each.scope is not Scope.HOST and not each.next_host for each in got.values()
+            )
         if queue:
             self._record(queue, session.over())
-        return delivered
+        return settled
 
     def _record(self, parts: Iterable[Part], result: Result) -> None:
         for part in parts:

@@ -118,7 +118,9 @@ class Mailbox:
 def trace_fields(reverse_path: str, recipients: Sequence[str]) -> bytes:
     """Write the fields that final delivery adds on top (RFC 5321, 4.4)."""
     fields = [f"Return-Path: <{reverse_path}>", *(f"Delivered-To: {recipient}" for recipient in recipients)]
-    return mend_line_ends("".join(f"{' '.join(each.splitlines())}\r\n" for each in fields).encode())
+    return mend_line_ends(
+        "".join(f"{' '.join(each.splitlines())}\r\n" for each in fields).encode("utf-8", "surrogateescape")
+    )
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -12,8 +12,10 @@ Source: RFC 5321, 5.1 and 2.3.5; RFC 7505 (null MX); RFC 5891 and UTS 46 (IDNA);
 import asyncio
 import itertools
 import random
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from time import monotonic
 
 import dns.asyncresolver
@@ -30,6 +32,7 @@ from proxy.policy.outcome import Result
 
 MAX_HOSTS = 10
 MAX_ADDRESSES = 20
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")  # the DNS allows any octet; mail hosts are named like this
 _MAX_ALIASES = 8
 _MIN_TTL_SECONDS = 30.0
 _MAX_TTL_SECONDS = 3600.0
@@ -300,10 +303,11 @@ def _named(domain: str, records: Sequence[MX]) -> list[Host]:
     best: dict[str, int] = {}
     for record in records:
         name = _text(record.exchange)
-        if name:
+        if name and _HOST_NAME.fullmatch(name):
             best[name] = min(record.preference, best.get(name, record.preference))
     if not best:
-        raise _Nothing(outcome.null_mx(domain), _NEGATIVE_SECONDS)
+        null = all(record.exchange == dns.name.root for record in records)
+        raise _Nothing(outcome.null_mx(domain) if null else outcome.no_address(domain), _NEGATIVE_SECONDS)
     return sorted((Host(name, (), preference) for name, preference in best.items()), key=lambda host: host.preference)
 
 
@@ -318,6 +322,7 @@ def _why(error: dns.resolver.NoNameservers) -> str:
     return ", ".join(sorted(said)) or "no name server can be used"
 
 
+@lru_cache(4096)  # asked for every recipient, and again for every command
 def normal_domain(domain: str) -> str | None:
     """
     Bring a domain into the one form that is looked up and compared: A-labels in lower case, no dot at the end.
@@ -337,7 +342,7 @@ def normal_domain(domain: str) -> str | None:
     except (dns.exception.DNSException, UnicodeError):
         return None
     text = _text(name)
-    return text if text and "\\" not in text else None  # an escape stands for what no host name has
+    return text if _HOST_NAME.fullmatch(text) else None
 
 
 def literal_address(literal: str) -> str | None:

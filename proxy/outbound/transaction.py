@@ -13,7 +13,7 @@ Source: RFC 5321 (3.3, 4.1.1.4, 4.5.2, 4.5.3.2); RFC 1870 (SIZE); RFC 2920 (PIPE
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 
@@ -87,10 +87,9 @@ class Patience:
 
 @frozen
 class Body:
-    """A message as it goes over the wire, but for the final dot."""
+    """A message, and what it needs of a host."""
 
-    octets: bytes
-    size: int
+    content: bytes
     eight_bit: bool
     utf8_header: bool
 
@@ -120,7 +119,21 @@ def stuffed(content: bytes) -> bytes:
 def body_of(content: bytes) -> Body:
     eight_bit = not content.isascii()
     utf8_header = eight_bit and not content[: content.find(_END_OF_HEADER) + 1 or None].isascii()
-    return Body(stuffed(content), len(content), eight_bit, utf8_header)
+    return Body(content, eight_bit, utf8_header)
+
+
+def pieces(content: bytes) -> Iterator[bytes]:
+    """
+    Give what goes over the wire for a message, but for the final dot, in pieces that end with a line.
+
+    Each is stuffed when it is asked for: all of 25 MB at once would hold up everything else for 0.1 s.
+    """
+    start = 0
+    while start < len(content):
+        # A line is never cut, so that each piece can be stuffed for itself.
+        end = content.find(b"\n", start + _CHUNK_OCTETS) + 1 or len(content)
+        yield stuffed(content[start:end])
+        start = end
 
 
 class _EndedError(Exception):
@@ -153,6 +166,7 @@ class Session:
         self._patience = patience
         self._stage = Stage.MAIL
         self._dot_sent = False
+        self._last_words = ""
         self._dirty = False  # the host is inside a transaction: RSET goes before the next one
         self._deadline = 0.0
         self._now = asyncio.get_running_loop().time
@@ -170,6 +184,7 @@ class Session:
         try:
             await self._transaction(mail, part, results)
         except _EndedError as error:
+            self._last_words = error.result.detail
             self._end(part.recipients, results, error.result)
             self.connection.quit()
         except UpstreamError as error:
@@ -193,8 +208,8 @@ class Session:
         extensions, tls = self.connection.extensions, self.connection.secured
         size = extensions.get("SIZE", "")
         limit = int(size) if size.isdecimal() and len(size) < 20 else 0
-        if limit and part.body.size > limit:
-            return outcome.too_large(self.host, part.body.size, limit, tls=tls)
+        if limit and len(part.body.content) > limit:
+            return outcome.too_large(self.host, len(part.body.content), limit, tls=tls)
         if "SMTPUTF8" not in extensions and _needs_smtputf8(mail, part):
             return outcome.no_smtputf8(self.host, tls=tls)
         if "8BITMIME" not in extensions and part.body.eight_bit:
@@ -253,7 +268,7 @@ class Session:
 
     def _mail(self, mail: Mail, part: Part) -> bytes:
         extensions = self.connection.extensions
-        parameters = f" SIZE={part.body.size}" if "SIZE" in extensions else ""
+        parameters = f" SIZE={len(part.body.content)}" if "SIZE" in extensions else ""
         if part.body.eight_bit:
             parameters += " BODY=8BITMIME"
         if _needs_smtputf8(mail, part):
@@ -279,21 +294,22 @@ class Session:
             self._dirty = False
 
     async def _message(self, body: Body) -> Reply:
-        connection, octets = self.connection, body.octets
-        if len(octets) > _CHUNK_OCTETS:
-            for start in range(0, len(octets), _CHUNK_OCTETS):
-                connection.write(octets[start : start + _CHUNK_OCTETS], replies=0)
+        connection, last = self.connection, b""
+        if len(body.content) <= _CHUNK_OCTETS:
+            last = stuffed(body.content)
+        else:
+            for piece in pieces(body.content):
+                connection.write(piece, replies=0)
                 await connection.writable(max(0.0, min(self._patience.reply_seconds, self._deadline - self._now())))
                 # What the kernel takes at once never makes us wait; two turns of the loop let a loss be noticed.
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 if connection.answered:
                     break
-            octets = b""
         if connection.answered:
             await self._early()
         self._dot_sent = True
-        connection.write(octets + END_OF_DATA)
+        connection.write(last + END_OF_DATA)
         return await connection.reply(self._patience.final_reply_seconds)
 
     async def _early(self) -> None:
@@ -321,7 +337,7 @@ class Session:
 
     def over(self) -> Result:
         """Give the result for what was not sent any more because the session is over."""
-        reason = printable(self.connection.lost) or "closed"
+        reason = self._last_words or printable(self.connection.lost)
         return self.ended or outcome.lost(Stage.MAIL, self.host, reason, tls=self.connection.secured)
 
 

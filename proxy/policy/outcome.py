@@ -205,6 +205,7 @@ _BY_CODE = {
 }
 _BY_STAGE = {(Stage.MAIL, 550): "5.1.0", (Stage.MAIL, 553): "5.1.7", (Stage.MAIL, 450): "4.1.0"}
 _MESSAGE_CODES = {550: "5.6.0", 553: "5.6.0"}  # to DATA and the dot, which are not about addresses
+_MAX_TEXT = 1000
 _COMMANDS = {
     Stage.BANNER: "instead of a greeting",
     Stage.EHLO: "to EHLO",
@@ -233,6 +234,8 @@ def of_reply(stage: Stage, reply: Reply, host: str, *, tls: bool = False, recipi
     if stage not in _COMMANDS or (stage is Stage.DATA and reply.code == 354):
         raise ValueError(f"{reply.code} at {stage} is no outcome")
     rule = next(rule for rule in _RULES if rule.fits(stage, reply, recipients))
+    if len(reply.text) > _MAX_TEXT:  # a reply may have 48 kB, and this is kept for each recipient
+        reply = evolve(reply, text=f"{reply.text[:_MAX_TEXT]}...")
     return Result(
         rule.outcome,
         rule.scope,
@@ -301,6 +304,12 @@ def no_such_domain(domain: str) -> Result:
 def bad_domain(domain: str) -> Result:
     """What stands behind the @ can be no domain name and no address. RFC 3463, X.1.2."""
     return _no_route(Outcome.FAILED, Scope.RECIPIENT, "5.1.2", f"{domain!a} is no domain name")
+
+
+def bad_sender(address: str) -> Result:
+    """The reverse-path can be no address, so no host would take it. RFC 3463, X.1.7: bad sender's address syntax."""
+    detail = f"{address[:255]!a} is no address to send from"
+    return Result(Outcome.FAILED, Scope.MESSAGE, Stage.MAIL, None, "5.1.7", detail)
 
 
 def null_mx(domain: str) -> Result:

@@ -26,7 +26,7 @@ _GROUPS = f"{PREFIX}messages_by_group"
 _CUMULATIVE = frozenset({"counter", "histogram"})
 _SAME_EVERYWHERE = frozenset({"python_info"})
 _LEAST = ("_success", "_timestamp_seconds", "_reachable")
-_GREATEST = ("_info", "_rules")
+_GREATEST = ("_info", "_rules", "queue_recipients", "queue_oldest_seconds", "queue_set_aside")  # one queue for all
 
 _Labels = tuple[tuple[str, str], ...]
 

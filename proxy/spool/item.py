@@ -153,16 +153,35 @@ class Change:
 
     Args:
         next_attempt_at: For one that stays pending.
-        event: What the timeline says of it.
+        event: What the timeline and the figures say of it; None for nothing.
+        attempted: Whether an attempt was made. If not, the one that began with the lease does not count.
     """
 
     message_id: str
     number: int
     state: State
-    event: Event
+    event: Event | None
     next_attempt_at: float = 0.0
     reply: str = ""
     remote_host: str = ""
+    attempted: bool = True
+
+
+@frozen
+class Notice:
+    """
+    A message of ours about another one.
+
+    Args:
+        item: Under which it is kept.
+        about: The id of the message it is about.
+        event: What the timeline of that message says: ``bounce_told`` or ``delay_told``.
+    """
+
+    item: Item
+    content: bytes
+    about: str
+    event: Event
 
 
 @frozen

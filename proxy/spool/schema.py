@@ -26,12 +26,17 @@ _STEPS = (
         notice INTEGER NOT NULL,
         layout TEXT NOT NULL,
         failed_steps TEXT NOT NULL,
-        content BLOB,             -- of small messages; the others have a file
+        in_file INTEGER NOT NULL, -- the content is a file; else it is a row below
         digest BLOB NOT NULL,     -- SHA-256 of the content: what is read must be what was kept
         final_at REAL,            -- when the last recipient became final
         set_aside TEXT            -- why, where the message is damaged
     ) WITHOUT ROWID;
     CREATE INDEX message_final ON message (final_at) WHERE final_at IS NOT NULL;
+    CREATE INDEX message_open ON message (received_at) WHERE final_at IS NULL;
+    CREATE INDEX message_aside ON message (id) WHERE set_aside IS NOT NULL;
+
+    -- Apart, because SQLite writes a whole row anew whenever any of its values changes.
+    CREATE TABLE content (message_id TEXT PRIMARY KEY, octets BLOB NOT NULL);
 
     CREATE TABLE recipient (
         message_id TEXT NOT NULL,
@@ -45,11 +50,11 @@ _STEPS = (
         remote_host TEXT NOT NULL,
         opened INTEGER NOT NULL DEFAULT 0,
         clicked INTEGER NOT NULL DEFAULT 0,
-        leased INTEGER NOT NULL DEFAULT 0,  -- next_attempt_at is the end of a lease
+        owner TEXT NOT NULL DEFAULT '',  -- who leased it; next_attempt_at is the end of that lease then
         PRIMARY KEY (message_id, number)
     ) WITHOUT ROWID;
     CREATE INDEX recipient_due ON recipient (destination, next_attempt_at) WHERE state = 'pending';
-    CREATE INDEX recipient_leased ON recipient (message_id) WHERE leased = 1;
+    CREATE INDEX recipient_leased ON recipient (owner) WHERE owner <> '';
 
     -- When each destination has something due: the queue can be asked without reading past those that are left alone.
     CREATE TABLE destination (name TEXT PRIMARY KEY, due_at REAL NOT NULL) WITHOUT ROWID;

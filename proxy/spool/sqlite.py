@@ -3,11 +3,16 @@ The embedded store: SQLite in ``data_dir``, and a synced file for each large con
 
 Durable means WAL with ``synchronous=FULL``: SQLite syncs its log at each commit. The file of a large content is synced,
 and its folder, before the commit that names it; a file that no row names is left over from a crash, and is removed at
-the next start.
+the next start. Files are written and removed inside a transaction, so no other process is between a file and its row.
+
+Who leases is known by a file in ``owners`` with a lock on it (``owner.py``).
 
 Source: SQLite, "Write-Ahead Logging" and "PRAGMA synchronous".
 """
 
+import asyncio
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,11 +33,13 @@ from proxy.spool.item import (
     Figures,
     Item,
     Layout,
+    Notice,
     Recipient,
     Slot,
     State,
     Suppression,
 )
+from proxy.spool.owner import Owners
 from proxy.spool.store import DamagedError, Depth, History, Leased, StoreError
 from proxy.spool.writer import Writer
 
@@ -41,6 +48,7 @@ _NEVER = 1e18
 _BUSY_MILLISECONDS = 10_000
 _ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
 _ITEM += "notice, layout, failed_steps"
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})  # of a file: no later time will mend it
 _COUNTED = {"delivered": "delivered", "deferred": "deferred", "bounced": "bounced", "suppressed": "suppressed"}
 _FIGURES = tuple(field.name for field in attrs.fields(Figures) if field.name not in ("day", "group"))
 
@@ -59,10 +67,15 @@ class SqliteStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._contents = folder / "content"
+        self._owners = Owners(folder / "owners")
         self._writer = Writer(self._connect)
 
     def _connect(self) -> sqlite3.Connection:
-        self._contents.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._contents.is_dir():
+            self._contents.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for each in (self._folder, self._folder.parent, self._folder.parent.parent):
+                with contextlib.suppress(PermissionError):  # one that is not ours was there before
+                    _sync_folder(each)
         connection = sqlite3.connect(self._folder / "spool.db", isolation_level=None)
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
         connection.execute("PRAGMA journal_mode = WAL")
@@ -73,55 +86,86 @@ class SqliteStore:
         return connection
 
     async def add(self, item: Item, content: bytes, lease_until: float) -> frozenset[int]:
-        digest = hashlib.sha256(content).digest()
-        inline = content if len(content) <= INLINE_OCTETS else None
+        kept = _Kept(item, content)
 
         def work(connection: sqlite3.Connection) -> frozenset[int]:
-            if inline is None:
-                self._write_content(item.id, content)
-            checked = item if item.notice else _checked(connection, item)
-            _insert(connection, checked, inline, digest, lease_until)
+            checked = self._add(connection, kept, lease_until)
             return frozenset(each.number for each in checked.recipients if each.state is State.SUPPRESSED)
+
+        try:
+            return await self._writer.do(work)
+        except StoreError:
+            if kept.written:  # where there is no room, what nobody will ever read must not take any
+                self._path(item.id).unlink(missing_ok=True)
+            raise
+
+    def _add(self, connection: sqlite3.Connection, kept: "_Kept", lease_until: float) -> Item:
+        """In a transaction: insert a message."""
+        item = kept.item if kept.item.notice else _checked(connection, kept.item)
+        # First the row, which an id that exists refuses: its file must stay as it is.
+        _insert(connection, item, kept, lease_until, self._owners.own() if lease_until else "")
+        if kept.in_file:
+            kept.written = True
+            self._write_content(item.id, kept.content)
+        return item
+
+    async def lease(
+        self, now: float, lease_until: float, limit: int, without: Collection[str] = (), limit_each: int | None = None
+    ) -> list[Leased]:
+        left_alone = frozenset(without)
+
+        def work(connection: sqlite3.Connection) -> list[Leased]:
+            due = _due_destinations(connection, now, limit, left_alone)
+            if not due:
+                return []
+            return _lease(connection, now, lease_until, limit, due, limit_each or limit, self._owners.own())
 
         return await self._writer.do(work)
 
-    async def lease(self, now: float, lease_until: float, limit: int, without: Collection[str] = ()) -> list[Leased]:
-        return await self._writer.do(lambda connection: _lease(connection, now, lease_until, limit, without))
-
     async def content(self, message_id: str) -> bytes:
-        row = await self._writer.do(
-            lambda connection: connection.execute(
-                "SELECT content, digest FROM message WHERE id = ?", (message_id,)
+        def work(connection: sqlite3.Connection) -> tuple[bytes | None, bytes, bool] | None:
+            found: tuple[bytes | None, bytes, bool] | None = connection.execute(
+                "SELECT c.octets, m.digest, m.in_file FROM message m LEFT JOIN content c ON c.message_id = m.id "
+                "WHERE m.id = ?",
+                (message_id,),
             ).fetchone()
-        )
+            return found
+
+        row = await self._writer.do(work)
         if row is None:
             raise DamagedError("the message is not in the store")
-        content: bytes | None = row[0]
+        content, digest, in_file = row
+        if in_file:
+            return await asyncio.to_thread(_read_content, self._path(message_id), digest)
         if content is None:
-            try:
-                content = self._path(message_id).read_bytes()
-            except OSError as error:
-                raise DamagedError(f"its content cannot be read: {error.strerror}") from error
-        if hashlib.sha256(content).digest() != row[1]:
-            raise DamagedError("its content is not what was kept")
-        return content
+            raise DamagedError("its content is gone")
+        return _intact(content, digest)
 
-    async def settle(self, changes: Sequence[Change], now: float) -> None:
-        def work(connection: sqlite3.Connection) -> list[str]:
-            return _settle(connection, changes, now)
+    async def settle(
+        self,
+        changes: Sequence[Change],
+        now: float,
+        notices: Sequence[Notice] = (),
+        suppressions: Sequence[Suppression] = (),
+    ) -> list[Notice]:
+        contents = [(notice, _Kept(notice.item, notice.content)) for notice in notices]
 
-        await self._writer.do(work)
+        def work(connection: sqlite3.Connection) -> list[Notice]:
+            changed = _settle(connection, changes, now)
+            for each in suppressions:
+                _suppress(connection, each)
+            told = []
+            for notice, kept in contents:
+                if notice.about in changed and not _told(connection, notice):
+                    self._add(connection, kept, 0)
+                    _write_event(connection, notice.about, notice.event)
+                    told.append(notice)
+            return told
+
+        return await self._writer.do(work)
 
     async def set_aside(self, message_id: str, reason: str, now: float) -> None:
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute("UPDATE message SET set_aside = ? WHERE id = ?", (reason, message_id))
-            connection.execute(
-                "UPDATE recipient SET next_attempt_at = ?, leased = 0 WHERE message_id = ? AND state = 'pending'",
-                (_NEVER, message_id),
-            )
-            _write_event(connection, message_id, Event(now, "set_aside", None, reason))
-
-        await self._writer.do(work)
+        await self._writer.do(lambda connection: _set_aside(connection, message_id, reason, now))
 
     async def hit(self, kind: str, message_id: str, recipient: int, target: str, at: float) -> bool:
         if kind not in ("opened", "clicked"):
@@ -164,11 +208,7 @@ class SqliteStore:
         return await self._writer.do(work)
 
     async def suppress(self, address: str, reason: str, now: float) -> None:
-        await self._writer.do(
-            lambda connection: connection.execute(
-                "INSERT OR IGNORE INTO suppression VALUES (?, ?, ?)", (address.lower(), now, reason)
-            )
-        )
+        await self._writer.do(lambda connection: _suppress(connection, Suppression(address, now, reason)))
 
     async def unsuppress(self, address: str) -> bool:
         return await self._writer.do(
@@ -204,7 +244,7 @@ class SqliteStore:
                 f"SELECT {_ITEM} FROM message WHERE final_at IS NULL ORDER BY received_at LIMIT ?",  # noqa: S608
                 (limit,),
             ).fetchall()
-            return [_item(row, _recipients(connection, row[0], pending=True)) for row in rows]
+            return [_readable(row, _recipients(connection, row[0], pending=True)) for row in rows]
 
         return await self._writer.do(work)
 
@@ -219,7 +259,7 @@ class SqliteStore:
             events = connection.execute(
                 "SELECT at, kind, recipient, detail FROM event WHERE message_id = ? ORDER BY at, rowid", (message_id,)
             )
-            item = _item(row, _recipients(connection, message_id, pending=False))
+            item = _readable(row, _recipients(connection, message_id, pending=False))
             return History(item, tuple(Event(*event) for event in events))
 
         return await self._writer.do(work)
@@ -228,21 +268,20 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> int:
             which, parameters = ("AND message_id = ?", (message_id,)) if message_id else ("", ())
             rows = connection.execute(
-                "SELECT DISTINCT message_id, destination FROM recipient r JOIN message m ON m.id = r.message_id "  # noqa: S608
-                f"WHERE r.state = 'pending' AND m.set_aside IS NULL {which}",
+                "SELECT message_id, destination, count(*) FROM recipient r JOIN message m ON m.id = r.message_id "  # noqa: S608
+                f"WHERE r.state = 'pending' AND m.set_aside IS NULL {which} GROUP BY message_id, destination",
                 parameters,
             ).fetchall()
-            changed = 0
-            for each, destination in rows:
-                changed += connection.execute(
+            for each, destination, _ in rows:
+                connection.execute(
                     "UPDATE recipient SET next_attempt_at = ? WHERE message_id = ? AND destination = ? "
-                    "AND state = 'pending'",
+                    "AND state = 'pending' AND owner = ''",  # what is leased is being attempted
                     (now, each, destination),
-                ).rowcount
+                )
                 _due(connection, destination, now)
             for each in {row[0] for row in rows}:
                 _write_event(connection, each, Event(now, "retried"))
-            return changed
+            return sum(row[2] for row in rows)
 
         return await self._writer.do(work)
 
@@ -268,8 +307,9 @@ class SqliteStore:
                 "SELECT id FROM message WHERE final_at < ? LIMIT 1000", (now - content_seconds,)
             ).fetchall()
             for (message_id,) in rows:
-                for table, key in (("event", "message_id"), ("recipient", "message_id"), ("message", "id")):
-                    connection.execute(f"DELETE FROM {table} WHERE {key} = ?", (message_id,))  # noqa: S608
+                for table in ("event", "recipient", "content"):
+                    connection.execute(f"DELETE FROM {table} WHERE message_id = ?", (message_id,))  # noqa: S608
+                connection.execute("DELETE FROM message WHERE id = ?", (message_id,))
             return [message_id for (message_id,) in rows]
 
         gone = await self._writer.do(work)
@@ -279,27 +319,32 @@ class SqliteStore:
 
     async def recover(self) -> int:
         """Remove content files that no message names, left over from a crash; gives their number."""
-        names = {path.name for path in self._contents.iterdir() if path.is_file()}
 
-        def work(connection: sqlite3.Connection) -> set[str]:
-            rows = connection.execute("SELECT id FROM message WHERE content IS NULL")
-            return names - {message_id for (message_id,) in rows}
+        def work(connection: sqlite3.Connection) -> int:
+            named = {message_id for (message_id,) in connection.execute("SELECT id FROM message WHERE in_file")}
+            left_over = [path for path in self._contents.iterdir() if path.is_file() and path.name not in named]
+            for path in left_over:
+                path.unlink(missing_ok=True)
+            return len(left_over)
 
-        left_over = await self._writer.do(work)
-        for name in left_over:
-            (self._contents / name).unlink(missing_ok=True)
-        return len(left_over)
+        return await self._writer.do(work)
 
     async def release(self, now: float) -> int:
         def work(connection: sqlite3.Connection) -> int:
-            rows = connection.execute(
-                "SELECT DISTINCT destination FROM recipient WHERE leased = 1 AND state = 'pending'"
-            ).fetchall()
-            changed = connection.execute(
-                "UPDATE recipient SET next_attempt_at = min(next_attempt_at, ?), leased = 0 WHERE leased = 1", (now,)
-            ).rowcount
-            for (destination,) in rows:
-                _refresh(connection, destination)
+            known = {owner for (owner,) in connection.execute("SELECT DISTINCT owner FROM recipient WHERE owner <> ''")}
+            changed = 0
+            for owner in self._owners.gone(known):
+                rows = connection.execute(
+                    "SELECT DISTINCT destination FROM recipient WHERE owner = ? AND owner <> '' AND state = 'pending'",
+                    (owner,),
+                ).fetchall()
+                changed += connection.execute(
+                    "UPDATE recipient SET next_attempt_at = min(next_attempt_at, ?), owner = '' "
+                    "WHERE owner = ? AND owner <> ''",
+                    (now, owner),
+                ).rowcount
+                for (destination,) in rows:
+                    _refresh(connection, destination)
             return changed
 
         return await self._writer.do(work)
@@ -319,6 +364,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         await self._writer.close()
+        self._owners.close()
 
     def _path(self, message_id: str) -> Path:
         return self._contents / message_id
@@ -336,11 +382,42 @@ class SqliteStore:
             path.unlink(missing_ok=True)
             raise
         os.close(descriptor)
-        folder = os.open(self._contents, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(self._contents)
+
+
+class _Kept:
+    """What is to be inserted; ``written`` once there may be a file of it."""
+
+    def __init__(self, item: Item, content: bytes) -> None:
+        self.item = item
+        self.content = content
+        self.digest = hashlib.sha256(content).digest()
+        self.in_file = len(content) > INLINE_OCTETS
+        self.written = False
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_content(path: Path, digest: bytes) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        if error.errno not in _GONE:  # out of descriptors or memory, rights: the file may be as good as ever
+            raise StoreError(f"the content of {path.name} cannot be read now: {error.strerror}") from error
+        raise DamagedError(f"its content cannot be read: {error.strerror}") from error
+    return _intact(content, digest)
+
+
+def _intact(content: bytes, digest: bytes) -> bytes:
+    if hashlib.sha256(content).digest() != digest:
+        raise DamagedError("its content is not what was kept")
+    return content
 
 
 # Work on the database, each within a transaction of the writer
@@ -366,29 +443,55 @@ def _checked(connection: sqlite3.Connection, item: Item) -> Item:
     return attrs.evolve(item, recipients=tuple(recipients))
 
 
-def _insert(
-    connection: sqlite3.Connection, item: Item, inline: bytes | None, digest: bytes, lease_until: float
-) -> None:
+def _suppress(connection: sqlite3.Connection, entry: Suppression) -> None:
+    connection.execute(
+        "INSERT OR IGNORE INTO suppression VALUES (?, ?, ?)", (entry.address.lower(), entry.since, entry.reason)
+    )
+
+
+def _set_aside(connection: sqlite3.Connection, message_id: str, reason: str, now: float) -> None:
+    connection.execute("UPDATE message SET set_aside = ? WHERE id = ?", (reason, message_id))
+    connection.execute(
+        "UPDATE recipient SET next_attempt_at = ?, owner = '' WHERE message_id = ? AND state = 'pending'",
+        (_NEVER, message_id),
+    )
+    _write_event(connection, message_id, Event(now, "set_aside", None, reason))
+
+
+def _told(connection: sqlite3.Connection, notice: Notice) -> bool:
+    """Whether a notice that goes out only once has gone."""
+    return (
+        notice.event.kind == "delay_told"
+        and connection.execute(
+            "SELECT 1 FROM event WHERE message_id = ? AND kind = 'delay_told' LIMIT 1", (notice.about,)
+        ).fetchone()
+        is not None
+    )
+
+
+def _insert(connection: sqlite3.Connection, item: Item, kept: _Kept, lease_until: float, owner: str) -> None:
     pending = [each for each in item.recipients if each.state is State.PENDING]
     final_at = None if pending else item.received_at
     connection.execute(
-        f"INSERT INTO message ({_ITEM}, content, digest, final_at) VALUES ({','.join('?' * 17)})",  # noqa: S608
+        f"INSERT INTO message ({_ITEM}, in_file, digest, final_at) VALUES ({','.join('?' * 17)})",  # noqa: S608
         (
             *(item.id, item.received_at, item.reverse_path, item.group, item.login, item.provider, item.subject),
             *(item.size_octets, item.eight_bit, item.smtputf8, item.not_before, item.notice),
             json.dumps(attrs.asdict(item.layout), separators=(",", ":")),
             json.dumps(item.failed_steps),
-            *(inline, digest, final_at),
+            *(kept.in_file, kept.digest, final_at),
         ),
     )
+    if not kept.in_file:
+        connection.execute("INSERT INTO content (message_id, octets) VALUES (?, ?)", (item.id, kept.content))
     connection.executemany(
         "INSERT INTO recipient (message_id, number, address, destination, state, attempts, next_attempt_at, reply, "
-        "remote_host, leased) VALUES (?,?,?,?,?,?,?,?,?,?)",
+        "remote_host, owner) VALUES (?,?,?,?,?,?,?,?,?,?)",
         [
             (
                 *(item.id, each.number, each.address, each.destination, each.state.value),
                 *(each.attempts, max(each.next_attempt_at, lease_until), each.reply, each.remote_host),
-                int(bool(lease_until) and each.state is State.PENDING),
+                owner if each.state is State.PENDING else "",
             )
             for each in item.recipients
         ],
@@ -410,22 +513,31 @@ def _insert(
         _count(connection, item.received_at, item.group, "suppressed", len(suppressed))
 
 
+def _due_destinations(connection: sqlite3.Connection, now: float, limit: int, without: Collection[str]) -> list[str]:
+    """Name destinations that have something due, those first that have had it for longest."""
+    rows = connection.execute(
+        "SELECT name FROM destination WHERE due_at <= ? ORDER BY due_at LIMIT ?", (now, limit + len(without))
+    )
+    return [name for (name,) in rows if name not in without]
+
+
 def _lease(
-    connection: sqlite3.Connection, now: float, lease_until: float, limit: int, without: Collection[str]
+    connection: sqlite3.Connection,
+    now: float,
+    lease_until: float,
+    limit: int,
+    due: list[str],
+    limit_each: int,
+    owner: str,
 ) -> list[Leased]:
-    due = [
-        name
-        for (name,) in connection.execute(
-            "SELECT name FROM destination WHERE due_at <= ? ORDER BY due_at LIMIT ?", (now, limit + len(without))
-        )
-        if name not in without
-    ]
     taken: dict[str, list[tuple[Any, ...]]] = {}
     left = limit
+    room = dict.fromkeys(due, limit_each)
     waiting = deque(due)
     while waiting and left > 0:
         share = max(1, left // len(waiting))  # each destination gets a part of what there is room for
         name = waiting.popleft()
+        share = min(share, room[name])
         rows = connection.execute(
             "SELECT message_id, number, address, destination, state, attempts, next_attempt_at, reply, remote_host "
             "FROM recipient WHERE destination = ? AND state = 'pending' AND next_attempt_at <= ? "
@@ -435,12 +547,13 @@ def _lease(
         for row in rows:
             taken.setdefault(row[0], []).append(row)
         connection.executemany(
-            "UPDATE recipient SET next_attempt_at = ?, attempts = attempts + 1, leased = 1 "
+            "UPDATE recipient SET next_attempt_at = ?, attempts = attempts + 1, owner = ? "
             "WHERE message_id = ? AND number = ?",
-            [(lease_until, row[0], row[1]) for row in rows],
+            [(lease_until, owner, row[0], row[1]) for row in rows],
         )
         left -= len(rows)
-        if len(rows) == share:
+        room[name] -= len(rows)
+        if len(rows) == share and room[name] > 0:
             waiting.append(name)  # it has more, perhaps, and may have what the others leave
     for name in due:
         _refresh(connection, name)
@@ -451,48 +564,54 @@ def _lease(
             (message_id,),
         ).fetchone()
         recipients = [attrs.evolve(each, attempts=each.attempts + 1) for each in map(_recipient, rows)]
-        leased.append(Leased(_item(found, recipients)))
+        try:
+            leased.append(Leased(_item(found, recipients)))
+        except DamagedError as error:
+            _set_aside(connection, message_id, str(error), now)
     return leased
 
 
-def _settle(connection: sqlite3.Connection, changes: Sequence[Change], now: float) -> list[str]:
-    """Write changes of recipients; gives the messages that became final by them."""
-    touched: set[str] = set()
+def _settle(connection: sqlite3.Connection, changes: Sequence[Change], now: float) -> set[str]:
+    """Write changes of recipients; gives the messages that any of them took effect for."""
+    changed: set[str] = set()
+    ended: set[str] = set()
     destinations: set[str] = set()
     for change in changes:
         row = connection.execute(
-            "SELECT r.destination, m.grp, m.notice FROM recipient r JOIN message m ON m.id = r.message_id "
+            "SELECT r.destination, m.grp, m.notice, m.set_aside FROM recipient r JOIN message m ON m.id = r.message_id "
             "WHERE r.message_id = ? AND r.number = ? AND r.state = 'pending'",
             (change.message_id, change.number),
         ).fetchone()
         if row is None:
             continue
-        destination, group, notice = row
+        destination, group, notice, aside = row
+        stays_aside = aside is not None and change.state is State.PENDING
         connection.execute(
-            "UPDATE recipient SET state = ?, next_attempt_at = ?, reply = ?, remote_host = ?, leased = 0 "
-            "WHERE message_id = ? AND number = ?",
+            "UPDATE recipient SET state = ?, next_attempt_at = ?, reply = ?, remote_host = ?, owner = '', "
+            "attempts = max(attempts - ?, 0) WHERE message_id = ? AND number = ?",
             (
-                *(change.state.value, change.next_attempt_at, change.reply, change.remote_host),
+                *(change.state.value, _NEVER if stays_aside else change.next_attempt_at),
+                *(change.reply, change.remote_host, int(not change.attempted)),
                 *(change.message_id, change.number),
             ),
         )
-        _write_event(connection, change.message_id, change.event)
-        if not notice and change.event.kind in _COUNTED:
-            _count(connection, now, group, _COUNTED[change.event.kind], 1)
+        if change.event is not None:
+            _write_event(connection, change.message_id, change.event)
+            if not notice and change.event.kind in _COUNTED:
+                _count(connection, now, group, _COUNTED[change.event.kind], 1)
         destinations.add(destination)
+        changed.add(change.message_id)
         if change.state is not State.PENDING:
-            touched.add(change.message_id)
+            ended.add(change.message_id)
     for destination in destinations:
         _refresh(connection, destination)
-    final = []
-    for message_id in touched:
+    for message_id in ended:
         pending = connection.execute(
             "SELECT 1 FROM recipient WHERE message_id = ? AND state = 'pending' LIMIT 1", (message_id,)
         ).fetchone()
         if pending is None:
             connection.execute("UPDATE message SET final_at = ? WHERE id = ?", (now, message_id))
-            final.append(message_id)
-    return final
+    return changed
 
 
 def _due(connection: sqlite3.Connection, destination: str, at: float) -> None:
@@ -549,7 +668,15 @@ def _recipient(row: tuple[Any, ...]) -> Recipient:
     return Recipient(number, address, destination, State(state), attempts, next_attempt_at, reply, remote_host)
 
 
-def _item(row: tuple[Any, ...], recipients: Iterable[Recipient]) -> Item:
+def _item(row: tuple[Any, ...] | None, recipients: Iterable[Recipient]) -> Item:
+    """
+    Make an item of a row.
+
+    Raises:
+        DamagedError: It cannot be read.
+    """
+    if row is None:
+        raise DamagedError("the message is not in the store")
     message_id, received_at, reverse_path, group, login, provider, subject, *numbers, layout, failed_steps = row
     size_octets, eight_bit, smtputf8, not_before, notice = numbers
     try:
@@ -572,5 +699,15 @@ def _item(row: tuple[Any, ...], recipients: Iterable[Recipient]) -> Item:
             failed_steps=tuple((step, reason) for step, reason in json.loads(failed_steps)),
             notice=bool(notice),
         )
-    except (ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"message {message_id}: a row that cannot be read: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(f"its row cannot be read: {error}") from error
+
+
+def _readable(row: tuple[Any, ...], recipients: Iterable[Recipient]) -> Item:
+    """Make an item of a row for people to look at: what is damaged of it is left out."""
+    known = tuple(recipients)
+    try:
+        return _item(row, known)
+    except DamagedError:
+        *rest, _layout, _failed_steps = row
+        return _item((*rest, '{"head_octets": 0, "slots": []}', "[]"), known)

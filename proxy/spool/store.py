@@ -2,8 +2,12 @@
 The contract of a store.
 
 What ``add`` and ``settle`` were told is on disk when they return: a crash at any moment after loses nothing of it. A
-recipient is attempted only while it is leased, and the time of its next attempt is written before: after a crash it is
-due again once the lease has run out, and a message is lost by no order of events.
+recipient is attempted only while it is leased, and the time of its next attempt is written before: a message is lost by
+no order of events.
+
+A lease belongs to the opened store that took it. It ends with its time, or with its owner: whoever looks (``release``)
+makes due again what was leased by owners that are gone, however they ended. Only the store can say who is gone, since
+only it knows where its owners run.
 
 ``tests/spool/contract.py`` holds the tests that every store must pass.
 """
@@ -13,7 +17,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from proxy.spool.item import Change, Event, Figures, Item, Suppression
+from proxy.spool.item import Change, Event, Figures, Item, Notice, Suppression
 
 
 class StoreError(Exception):
@@ -85,15 +89,19 @@ class Store(Protocol):
             StoreFullError: No room; nothing was kept.
         """
 
-    async def lease(self, now: float, lease_until: float, limit: int, without: Collection[str] = ()) -> list[Leased]:
+    async def lease(
+        self, now: float, lease_until: float, limit: int, without: Collection[str] = (), limit_each: int | None = None
+    ) -> list[Leased]:
         """
         Take what is due, in a fair order among destinations, and begin an attempt for it.
 
-        Until *lease_until* nobody else gets it; after that it is due again, whatever became of who took it.
+        Until *lease_until*, or until this store is gone, nobody else gets it; after that it is due again. A message
+        that cannot be read is set aside, and costs no other.
 
         Args:
             limit: Recipients at most.
             without: Destinations to leave alone.
+            limit_each: Recipients at most of each destination.
         """
 
     async def content(self, message_id: str) -> bytes:
@@ -104,8 +112,26 @@ class Store(Protocol):
             DamagedError: It cannot be read, or is not what was kept.
         """
 
-    async def settle(self, changes: Sequence[Change], now: float) -> None:
-        """Write what attempts brought, and count it; durable on return. A recipient that is final stays as it is."""
+    async def settle(
+        self,
+        changes: Sequence[Change],
+        now: float,
+        notices: Sequence[Notice] = (),
+        suppressions: Sequence[Suppression] = (),
+    ) -> list[Notice]:
+        """
+        Write what attempts brought, and count it; durable on return, all of it or nothing.
+
+        A recipient that is final stays as it is, and one of a message that was set aside is not due again.
+
+        Args:
+            notices: Kept in the same step, since one that is kept later may never be: each unless none of the changes
+                to the message it is about took effect, and a ``delay_told`` unless there was one before.
+            suppressions: Put on the suppression list in the same step.
+
+        Returns:
+            The notices that were kept.
+        """
 
     async def set_aside(self, message_id: str, reason: str, now: float) -> None:
         """Take a damaged message out of the queue; it stays visible, and what is left of it stays where it is."""
@@ -138,7 +164,10 @@ class Store(Protocol):
         """Give all that is known of a message; None for nothing."""
 
     async def retry(self, message_id: str | None, now: float) -> int:
-        """Make pending recipients due at once, of one message or of all; gives their number."""
+        """
+        Make pending recipients due at once, of one message or of all; gives their number. What is being attempted stays
+        with who attempts it.
+        """
 
     async def report(self, since_day: str = "", group: str | None = None) -> list[Figures]:
         """Give the figures by day and group, oldest day first."""
@@ -148,8 +177,8 @@ class Store(Protocol):
 
     async def release(self, now: float) -> int:
         """
-        Make due again what was leased when the program last ended: for its start, before anybody leases. Gives the
-        number of recipients.
+        Make due again what is leased by owners that are gone: at the start, and now and then, since another process may
+        have ended. Gives the number of recipients.
         """
 
     async def close(self) -> None:

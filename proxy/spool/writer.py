@@ -98,6 +98,9 @@ class Writer:
         """All in one commit; None where any of it failed, with nothing done."""
         try:
             connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:  # another process has it for too long: it will not be better for each alone
+            return [(job.future, None, store_error(error)) for job in jobs]
+        try:
             outcomes: list[_Outcome] = [(job.future, job.work(connection), None) for job in jobs]
             connection.execute("COMMIT")
         except BaseException:  # whatever it is, each one is told its own below

@@ -15,6 +15,7 @@ Source: RFC 9110 (GET, HEAD, 302), RFC 9111, 5.2.2.5 (no-store), Referrer Policy
 import asyncio
 import logging
 import re
+import socket
 from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
@@ -111,14 +112,17 @@ class PublicPages:
         self._http: _Server | None = None
         self._listening: asyncio.Server | None = None
 
-    async def start(self) -> None:
+    async def start(self, listener: socket.socket | None = None) -> None:
         """
         Listen.
+
+        Args:
+            listener: A socket that is bound already; None to bind one.
 
         Raises:
             proxy.listening.BindError: The address cannot be had.
         """
-        listener = bind(self._address, self.port)
+        listener = listener or bind(self._address, self.port)
         self._http = _Server(self, self._idle_seconds)
         self.port = listener.getsockname()[1]
         self._listening = await asyncio.get_running_loop().create_server(self._http, sock=listener)

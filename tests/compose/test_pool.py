@@ -35,7 +35,7 @@ BOMBS = {
     "reopened formatting": b"<p><b><i><u></p>" * 80 + b"<p>x" * 20_000,
     "attributes": b"<p " + b" ".join([f"a{n}=1".encode() for n in range(50_000)]) + b">",
     "links": b"<a href=http://x.invalid/>x</a>" * 9_000,
-    "custom properties": f"<style>p{{{''.join([f'--a{n}:var(--a{n + 1});' for n in range(9000)])}}}</style><p>".encode(),
+    "custom properties": b"<style>p{" + "".join([f"--a{n}:var(--a{n + 1});" for n in range(9000)]).encode() + b"}",
     "a rule for each element": "".join(
         [f"<style>.c{n}{{top:0}}</style>" for n in range(4000)] + [f"<p class=c{n}>" for n in range(4000)]
     ).encode(),

@@ -17,6 +17,7 @@ OPTIONS = {
     "check": {"--config", "--help"},
     "translate": {"--config", "--explain", "--recipient", "--provider", "--help"},
     "demo": {"--port", "--help"},
+    "dkim": {"--config", "--help"},
     "message show": {"--config", "--json", "--help"},
     "queue list": {"--config", "--json", "--limit", "--help"},
     "queue show": {"--config", "--json", "--help"},
@@ -36,6 +37,7 @@ WORTH_SAYING = {
     "check": "Exit code 0 when `serve` would start (ports are not tried), 1 with any problem.",
     "translate": "Exit code 0 when it would be sent on or, in test mode, discarded; 1 when it would be refused.",
     "demo": "ends by itself when standard input is none",
+    "dkim": "Show the DNS records to publish for DKIM.",
     "message show": "Show one message with its timeline",
     "queue list": "List messages that wait, oldest first.",
     "queue show": "Show one message with its timeline",
@@ -69,7 +71,9 @@ def test_help_lists_the_commands_users_are_to_know() -> None:
     """The list of commands is whole, in short as in long form, and leaves out what only the program itself starts."""
     shown = run("--help").stdout.decode()
     commands = [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()]
-    assert commands == [*("check", "demo", "message", "queue", "report", "serve", "suppression", "token", "translate")]
+    assert commands == [
+        *("check", "demo", "dkim", "message", "queue", "report", "serve", "suppression", "token", "translate")
+    ]
     assert run("-h").stdout.decode() == shown
 
 

@@ -5,6 +5,7 @@ import random
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
 import trustme
 
@@ -25,7 +26,21 @@ CONTENT = b"From: app@example.com\r\nTo: ann@example.net\r\nSubject: hi\r\n\r\nb
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 WAIT_SECONDS = 20.0
 PATIENCE = Patience(reply_seconds=WAIT_SECONDS, final_reply_seconds=WAIT_SECONDS)
-HASTE = Patience(reply_seconds=0.3, final_reply_seconds=0.3)
+AT_THE_DOT = Patience(reply_seconds=WAIT_SECONDS, final_reply_seconds=0.3)
+_HASTE_SECONDS = 0.3
+
+
+class Hasty:
+    """Patience, or settings, that give the first host little time for a reply, and all the time to the next ones."""
+
+    def __init__(self, base: Patience | MxSettings, here: "Lab") -> None:
+        self._base = base
+        self._here = here
+
+    def __getattr__(self, name: str) -> object:
+        value: object = getattr(self._base, name)
+        first = not any(server.dialogues for server in self._here.servers[1:])
+        return _HASTE_SECONDS if name in ("reply_seconds", "greeting_seconds") and first else value
 
 
 class Lab:
@@ -36,12 +51,14 @@ class Lab:
         servers: ``mx1.example.net`` on 127.0.0.2 with the best preference, ``mx2.example.net`` on 127.0.0.3, and so on.
         names: The name server.
         ca: Issued the hosts' certificates.
+        now: The time, which only tests let pass.
     """
 
     def __init__(self, servers: list[Upstream], names: NameServer, ca: trustme.CA) -> None:
         self.servers = servers
         self.names = names
         self.ca = ca
+        self.now = 0.0
 
     def mx_hosts(
         self,
@@ -49,7 +66,7 @@ class Lab:
         tls_required: frozenset[str] = frozenset(),
         helo_name: str = "out.example.com",
         networks: Networks | None = None,
-        greeting_seconds: float | None = None,
+        hasty: bool = False,
     ) -> MxHosts:
         """Routes and connections as in production, but for ports and name servers."""
         allowed = Networks(LOOPBACK)
@@ -60,11 +77,13 @@ class Lab:
             helo_name=helo_name,
             port=self.servers[0].port,
             connect_seconds=WAIT_SECONDS,
-            greeting_seconds=greeting_seconds or patience.reply_seconds,
+            greeting_seconds=patience.reply_seconds,
             tls_required=tls_required,
             verified=verified,
         )
-        return MxHosts(settings, resolver, networks or allowed, patience)
+        if hasty:
+            settings, patience = cast(MxSettings, Hasty(settings, self)), cast(Patience, Hasty(patience, self))
+        return MxHosts(settings, resolver, networks or allowed, patience, lambda: self.now)
 
     async def send(
         self,

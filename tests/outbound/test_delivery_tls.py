@@ -10,7 +10,7 @@ from proxy.outbound.hosts import Smarthost, unverified_context
 from proxy.outbound.transaction import Copy
 from proxy.policy.outcome import Outcome
 from tests.outbound.site import ANN, BOB, CONTENT, DOMAIN, PATIENCE, lab
-from tests.support.upstream import CLOSE, EXTENSIONS, RESET, Reply
+from tests.support.upstream import CLOSE, EXTENSIONS, RESET, Reply, Upstream
 
 REQUIRED = frozenset({"EXAMPLE.net."})
 
@@ -46,6 +46,9 @@ async def test_starttls_that_fails_is_done_without(script: dict[str, Reply]) -> 
         assert (await here.send(Copy((BOB,), CONTENT), hosts=mx.of(DOMAIN)))[BOB].outcome is Outcome.DELIVERED
         assert here.connections() == [3, 0]
         assert not here.servers[0].dialogues[2].count("STARTTLS")
+        here.now += 3601
+        assert (await here.send(hosts=mx.of(DOMAIN)))[ANN].outcome is Outcome.DELIVERED
+        assert here.servers[0].dialogues[3].count("STARTTLS")
 
 
 @fails
@@ -110,3 +113,22 @@ async def test_smarthost_with_required_tls_delivers_by_it() -> None:
         result = (await here.send(hosts=Smarthost(hop, PATIENCE)))[ANN]
         assert (result.outcome, result.tls) == (Outcome.DELIVERED, True)
         assert here.servers[0].dialogues[0].count("AUTH") == 1
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_smarthost_with_implicit_tls_delivers_by_it_or_not_at_all(trusted: bool) -> None:
+    """TLS from the first octet, with the certificate checked."""
+    ca = trustme.CA()
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(own)
+    context = ssl.create_default_context()
+    if trusted:
+        ca.configure_trust(context)
+    with lab() as here, Upstream({}, context=own, implicit_tls=True) as server:
+        hop = NextHop("127.0.0.1", server.port, "implicit", context, "out.example.com")
+        result = (await here.send(hosts=Smarthost(hop, PATIENCE)))[ANN]
+        if trusted:
+            assert (result.outcome, result.tls) == (Outcome.DELIVERED, True)
+        else:
+            assert (result.outcome, result.enhanced) == (Outcome.DEFERRED, "4.7.5")
+            assert "certificate not trusted" in result.detail

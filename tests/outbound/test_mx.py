@@ -130,6 +130,13 @@ async def test_null_mx_among_others_says_nothing() -> None:
     assert await hosts("example.net", *zone) == ["mx1.example.net"]
 
 
+async def test_mx_record_that_names_no_host_is_left_out() -> None:
+    """The DNS takes any octet; a host name has letters, digits and few signs."""
+    zone = [r"example.net 300 MX 5 mx\010evil.example.net.", "example.net 300 MX 6 *.example.net."]
+    assert await hosts("example.net", *zone, "example.net 300 MX 10 mx1.example.net.", A1) == ["mx1.example.net"]
+    assert (await refusal("example.net", *zone)).enhanced == "5.4.4"
+
+
 async def test_domain_that_does_not_exist_fails() -> None:
     """NXDOMAIN."""
     result = await refusal("nowhere.invalid", "example.net 300 A 127.0.0.1")
@@ -255,6 +262,7 @@ async def test_internationalized_domain_is_looked_up_by_its_a_label(domain: str)
         (".".join(["x" * 60] * 5), None),
         ("x" * 5000, None),
         ("a b.example", None),
+        ("a!b.example", None),
         ("a\\046b.example", None),
         ("a\x00.example", None),
         ("a\r\nb.example", None),

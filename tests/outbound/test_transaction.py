@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.outbound.transaction import stuffed
+from proxy.outbound import transaction
+from proxy.outbound.transaction import pieces, stuffed
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,14 @@ def test_no_content_ends_the_data_early_and_none_is_changed(content: bytes) -> N
     back = re.sub(rb"^\.", b"", wire, flags=re.MULTILINE)
     if not re.search(rb"\r(?!\n)|(?<!\r)\n", content):
         assert back == content or back == content + b"\r\n"
+
+
+@given(
+    st.lists(st.sampled_from([b"\r\n", b".", b"a", b"\r", b"\n", b"bbbbbbbb"])).map(b"".join),
+    st.integers(1, 9),
+)
+def test_pieces_of_a_message_are_the_message(content: bytes, octets: int) -> None:
+    """However large they are, together they are what the message is in one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transaction, "_CHUNK_OCTETS", octets)
+        assert b"".join(pieces(content)) == stuffed(content)

@@ -144,6 +144,7 @@ FAILURES = [
     (outcome.null_mx("x.example"), "failed", "recipient", "5.1.10", False, True),
     (outcome.no_such_domain("x.invalid"), "failed", "recipient", "5.1.2", False, True),
     (outcome.bad_domain("ü\n"), "failed", "recipient", "5.1.2", False, True),
+    (outcome.bad_sender("\udcff@example.net"), "failed", "message", "5.1.7", False, False),
     (outcome.no_address("x.example"), "failed", "host", "5.4.4", False, False),
     (outcome.dns_trouble("x.example", "SERVFAIL"), "deferred", "host", "4.4.3", False, False),
     (outcome.loop("x.example", "us.example"), "failed", "host", "5.4.6", False, False),
@@ -207,6 +208,14 @@ def test_every_reply_has_a_meaning(stage: Stage, reply: Reply, recipients: int) 
     if is_hard_bounce(result):
         assert reply.enhanced in ("5.1.1", "5.1.10")
         assert stage is Stage.RCPT or recipients == 1
+
+
+def test_words_of_a_host_are_bounded() -> None:
+    """A reply may have 100 lines; a result is kept for each recipient, for days."""
+    result = of_reply(Stage.RCPT, Reply(550, "5.1.1", "x" * 40_000), HOST)
+    assert result.reply is not None
+    assert len(result.reply.text) < 1100
+    assert len(result.detail) < 1200
 
 
 def test_result_whose_classes_disagree_cannot_be_made() -> None:

@@ -1,5 +1,6 @@
 """
-The tests that every store must pass; a store's own test module imports them and gives the fixture ``store``.
+The tests that every store must pass; a store's own test module imports them and gives the fixtures ``store``,
+``reopen`` (what a crash leaves) and ``beside`` (another process that works on the same store).
 
 Destinations are words, times are numbers given: nothing here waits.
 """
@@ -10,8 +11,8 @@ from typing import Protocol
 import attrs
 import pytest
 
-from proxy.spool.item import UNGROUPED, Change, Event, Item, Layout, Recipient, Slot, State
-from proxy.spool.store import DamagedError, Store
+from proxy.spool.item import UNGROUPED, Change, Event, Item, Layout, Notice, Recipient, Slot, State, Suppression
+from proxy.spool.store import DamagedError, Store, StoreError
 
 T0 = 1_790_000_000.0  # 2026-09-21
 DAY = "2026-09-21"
@@ -19,6 +20,12 @@ DAY = "2026-09-21"
 
 class Reopen(Protocol):
     """Closes a store as a crash would, and opens it again."""
+
+    async def __call__(self) -> Store: ...
+
+
+class Beside(Protocol):
+    """Opens the store once more, as another process would."""
 
     async def __call__(self) -> Store: ...
 
@@ -227,14 +234,124 @@ async def test_suppressed_recipients_are_kept_as_such(store: Store) -> None:
     assert (figures.sent, figures.suppressed) == (1, 1)
 
 
-async def test_leases_of_a_program_that_ended_are_released_at_the_next_start(store: Store) -> None:
+async def test_leases_of_a_program_that_crashed_are_released(store: Store, reopen: Reopen) -> None:
     """What was under way is due at once, with no wait for the lease; what was deferred keeps its time."""
     await store.add(item("leased", *recipients("a.example")), b"content", 0)
     await store.add(item("later", *recipients("b.example")), b"content", 0)
     assert len(await store.lease(T0, T0 + 900, 10)) == 2
     await store.settle([deferred("later", T0 + 500)], T0)
-    assert await store.release(T0 + 1) == 1
-    assert [each.item.id for each in await store.lease(T0 + 1, T0 + 900, 10)] == ["leased"]
+    again = await reopen()
+    assert await again.release(T0 + 1) == 1
+    (leased,) = await again.lease(T0 + 1, T0 + 900, 10)
+    assert (leased.item.id, leased.item.recipients[0].attempts) == ("leased", 2)
+
+
+async def test_leases_of_who_is_alive_are_kept(store: Store, beside: Beside) -> None:
+    """Another process that starts, or looks after one that ended, takes nothing from one that works."""
+    await store.add(item("m1"), b"content", 0)
+    await store.lease(T0, T0 + 900, 10)
+    other = await beside()
+    assert await other.release(T0 + 1) == 0
+    assert await store.release(T0 + 1) == 0
+    assert await other.lease(T0 + 1, T0 + 900, 10) == []
+    await store.close()
+    assert await other.release(T0 + 2) == 1
+    assert len(await other.lease(T0 + 2, T0 + 900, 10)) == 1
+
+
+async def test_retry_leaves_alone_what_is_being_attempted(store: Store) -> None:
+    """An operator's haste sends nothing twice."""
+    await store.add(item("m1"), b"content", 0)
+    await store.lease(T0, T0 + 900, 10)
+    assert await store.retry("m1", T0 + 1) == 1
+    assert await store.lease(T0 + 1, T0 + 900, 10) == []
+
+
+async def test_attempt_that_was_not_made_does_not_count(store: Store) -> None:
+    """A lease begins an attempt, and who made none gives it back; no event and no figure tells of it."""
+    await store.add(item("m1"), b"content", 0)
+    for _ in range(3):
+        await store.lease(T0, T0 + 60, 10)
+        held = Change("m1", 0, State.PENDING, None, next_attempt_at=T0, reply="not tried", attempted=False)
+        await store.settle([held], T0)
+    (leased,) = await store.lease(T0, T0 + 60, 10)
+    assert (leased.item.recipients[0].attempts, leased.item.recipients[0].reply) == (1, "not tried")
+    history = await store.history("m1")
+    assert history is not None
+    assert [event.kind for event in history.events] == ["received"]
+    assert (await store.report())[0].deferred == 0
+
+
+async def test_no_destination_gets_more_than_its_limit(store: Store) -> None:
+    """However much room there is in all, so that there is some left for what comes next."""
+    for number in range(20):
+        await store.add(item(f"big{number}", *recipients("big.example")), b"content", 0)
+    await store.add(item("small", *recipients("small.example")), b"content", 0)
+    taken = [each.item.id for each in await store.lease(T0, T0 + 60, 100, limit_each=5)]
+    assert len(taken) == 6
+    assert "small" in taken
+
+
+def notice(name: str, about: str, kind: str = "bounce_told") -> Notice:
+    """A notice to the sender of a message."""
+    event = Event(T0, kind, None, name)  # type: ignore[arg-type]
+    return Notice(item(name, reverse_path="", notice=True), b"report", about, event)
+
+
+async def test_notice_is_kept_in_the_same_step_as_what_it_tells(store: Store, reopen: Reopen) -> None:
+    """A crash leaves both or none of them: the notice, and the address on the suppression list, too."""
+    await store.add(item("m1"), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    bounced = Change("m1", 0, State.BOUNCED, Event(T0, "bounced", 0, "550 unknown"))
+    told = notice("n1", "m1")
+    assert await store.settle([bounced], T0, [told], [Suppression("Ann@example.net", T0, "550 unknown")]) == [told]
+    again = await reopen()
+    (leased,) = await again.lease(T0, T0 + 60, 10)
+    assert leased.item.id == "n1"
+    assert leased.item.notice
+    assert await again.content("n1") == b"report"
+    assert [each.address for each in await again.suppressions()] == ["ann@example.net"]
+    history = await again.history("m1")
+    assert history is not None
+    assert history.events[-1] == Event(T0, "bounce_told", None, "n1")
+
+
+async def test_step_that_fails_leaves_nothing_of_it(store: Store) -> None:
+    """Neither the changes, nor a notice, nor a suppression."""
+    await store.add(item("m1"), b"content", 0)
+    bounced = Change("m1", 0, State.BOUNCED, Event(T0, "bounced", 0, "550 unknown"))
+    with pytest.raises(StoreError):
+        await store.settle([bounced], T0, [notice("m1", "m1")], [Suppression("ann@example.net", T0, "550 unknown")])
+    assert (await store.depth()).pending == 1
+    assert await store.suppressions() == []
+
+
+async def test_notice_about_what_changed_nothing_is_not_kept(store: Store) -> None:
+    """What an operator removed meanwhile did not bounce."""
+    await store.add(item("m1"), b"content", 0)
+    await store.settle([Change("m1", 0, State.REMOVED, Event(T0, "removed", 0))], T0)
+    bounced = Change("m1", 0, State.BOUNCED, Event(T0, "bounced", 0, "550 unknown"))
+    assert await store.settle([bounced], T0, [notice("n1", "m1")]) == []
+    assert await store.history("n1") is None
+
+
+async def test_delay_is_told_once(store: Store) -> None:
+    """Whoever comes first, of several workers and destinations."""
+    await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0)
+    first, second = notice("n1", "m1", "delay_told"), notice("n2", "m1", "delay_told")
+    assert await store.settle([deferred("m1", T0 + 60, 0)], T0, [first]) == [first]
+    assert await store.settle([deferred("m1", T0 + 60, 1)], T0, [second]) == []
+    assert await store.history("n2") is None
+
+
+async def test_message_that_was_set_aside_is_not_due_again(store: Store) -> None:
+    """Whatever an attempt for another of its recipients brings, which was under way."""
+    await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    await store.set_aside("m1", "its content is not what was kept", T0)
+    await store.settle([deferred("m1", T0 + 5, 1)], T0)
+    assert await store.lease(T0 + 1e6, T0 + 2e6, 10) == []
+    assert (await store.depth()).pending == 0
 
 
 async def test_depth_tells_what_waits(store: Store) -> None:
@@ -270,6 +387,22 @@ async def test_retry_makes_due_at_once(store: Store) -> None:
     assert [each.item.id for each in await store.lease(T0 + 1, T0 + 60, 10)] == ["m1"]
     assert await store.retry(None, T0 + 2) == 2
     assert await store.retry("nobody", T0 + 2) == 0
+
+
+async def test_retry_leaves_what_is_being_attempted(store: Store) -> None:
+    """A message that is under way is not begun a second time beside it; once its lease has run out, it is."""
+    await store.add(item("m1"), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    assert await store.retry("m1", T0 + 1) == 1
+    assert await store.lease(T0 + 1, T0 + 60, 10) == []
+    await store.settle([deferred("m1", T0 + 9000)], T0 + 2)
+    history = await store.history("m1")
+    assert history is not None
+    assert [each.kind for each in history.events] == ["received", "deferred"]
+    assert await store.retry("m1", T0 + 3) == 1
+    assert len(await store.lease(T0 + 3, T0 + 60, 10)) == 1
+    assert await store.retry("m1", T0 + 61) == 1
+    assert len(await store.lease(T0 + 61, T0 + 120, 10)) == 1
 
 
 async def test_sweep_forgets_old_final_messages_and_keeps_figures(store: Store) -> None:

@@ -1,6 +1,8 @@
 """The embedded store: the contract, and what only it can get wrong."""
 
 import asyncio
+import errno
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 from proxy.spool.sqlite import INLINE_OCTETS, SqliteStore
 from proxy.spool.store import DamagedError, Store, StoreError, StoreFullError
 from tests.spool.contract import *  # noqa: F403 - its tests are this store's
-from tests.spool.contract import T0, Reopen, delivered, item
+from tests.spool.contract import T0, Beside, Reopen, delivered, item
 
 ROOT = Path(__file__).parents[2]
 LARGE = b"z" * (INLINE_OCTETS + 1)
@@ -42,6 +44,20 @@ async def reopen(tmp_path: Path) -> AsyncIterator[Reopen]:
         await each.close()
 
 
+@pytest.fixture
+async def beside(tmp_path: Path) -> AsyncIterator[Beside]:
+    """The same folder, opened once more."""
+    opened: list[SqliteStore] = []
+
+    async def again() -> Store:
+        opened.append(SqliteStore(tmp_path / "spool"))
+        return opened[-1]
+
+    yield again
+    for each in opened:
+        await each.close()
+
+
 async def test_content_that_changed_on_disk_is_damage(store: SqliteStore, tmp_path: Path) -> None:
     """A file that is gone, short or other than it was is never sent."""
     for name in ("gone", "short", "other"):
@@ -63,6 +79,59 @@ async def test_files_left_over_from_a_crash_are_removed(store: SqliteStore, tmp_
     (tmp_path / "spool" / "content" / "orphan").write_bytes(b"half")
     assert await store.recover() == 1
     assert [path.name for path in (tmp_path / "spool" / "content").iterdir()] == ["kept"]
+
+
+async def test_row_that_cannot_be_read_is_set_aside_and_costs_no_other(store: SqliteStore, tmp_path: Path) -> None:
+    """One bad row must not stand in the way of the whole queue; it is seen in the list and in its history."""
+    for name in ("bad", "good"):
+        await store.add(item(name), b"content", 0)
+    with sqlite3.connect(tmp_path / "spool" / "spool.db") as connection:
+        connection.execute("UPDATE message SET layout = '{' WHERE id = 'bad'")
+    connection.close()
+    assert [each.item.id for each in await store.lease(T0, T0 + 60, 10)] == ["good"]
+    assert (await store.depth()).set_aside == 1
+    assert {each.id for each in await store.queue(10)} == {"bad", "good"}
+    history = await store.history("bad")
+    assert history is not None
+    assert history.events[-1].kind == "set_aside"
+
+
+async def test_content_that_cannot_be_read_now_is_no_damage(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, say, are over some time; what was set aside would stay so."""
+    await store.add(item("m1"), LARGE, 0)
+
+    def read_bytes(_path: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_bytes)
+        with pytest.raises(StoreError, match="cannot be read now: Too many open files") as caught:
+            await store.content("m1")
+    assert not isinstance(caught.value, DamagedError)
+    assert await store.content("m1") == LARGE
+
+
+async def test_id_that_exists_leaves_the_file_of_its_message_alone(store: SqliteStore) -> None:
+    """Whatever came of it, the first one got 250."""
+    await store.add(item("m1"), LARGE, 0)
+    with pytest.raises(StoreError):
+        await store.add(item("m1"), b"y" * len(LARGE), 0)
+    assert await store.content("m1") == LARGE
+
+
+async def test_owners_leave_nothing_behind(store: SqliteStore, beside: Beside, tmp_path: Path) -> None:
+    """The files of those that are gone go, too, also of those that held nothing."""
+    folder = tmp_path / "spool" / "owners"
+    await store.add(item("m1"), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    (folder / "4711-crashed").write_text("")
+    other = await beside()
+    assert await other.release(T0) == 0
+    assert len(list(folder.iterdir())) == 1
+    await store.close()
+    assert list(folder.iterdir()) == []
 
 
 async def test_sweep_removes_the_file_of_a_large_content(store: SqliteStore, tmp_path: Path) -> None:
