@@ -50,6 +50,7 @@ _NEVER = 1e18
 _DAY_SECONDS = 86_400
 _MOST_VALUES = 500  # in one statement; some builds of SQLite know no more than 999
 _BUSY_MILLISECONDS = 10_000
+_LOG_PAGES = 4000  # 16 MB: pages that change with every commit go from the log into the file once for so many
 _ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
 _ITEM += "notice, layout, failed_steps"
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})  # of a file: no later time will mend it
@@ -85,6 +86,7 @@ class SqliteStore:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         schema.prepare(connection)
         (self._folder / "spool.db").chmod(0o600)
         return connection
