@@ -80,8 +80,8 @@ class Writer:
         """
         job = _Job(work, argument, asyncio.get_running_loop())
         self._jobs.put(job)
-        # Shielded, because the work is done all the same: a caller that leaves must not leave a half-known state.
-        return await asyncio.shield(job.future)
+        # A caller that is cancelled leaves no half-known state: the thread does the work all the same.
+        return await job.future
 
     async def close(self) -> None:
         """Finish what was asked for, and end the thread."""
