@@ -105,7 +105,6 @@ class DeliverParts:
             track_opens=tracking.opens,
             track_clicks=tracking.clicks,
             clock=time.time,
-            wake=self._wake,
         )
         self._retry = RetrySettings(
             first_seconds=deliver.retry.first_seconds,
@@ -142,6 +141,7 @@ class DeliverParts:
             most_each=most_each,
         )
         self._queue.start()
+        self.route.queue = self._queue
 
     async def tick(self) -> None:
         """Measure the queue, and forget what is old."""

@@ -540,17 +540,24 @@ def _message_row(item: Item, kept: _Kept) -> tuple[Any, ...]:
     return (
         *(item.id, item.received_at, item.reverse_path, item.group, item.login, item.provider, item.subject),
         *(item.size_octets, item.eight_bit, item.smtputf8, item.not_before, item.notice),
-        json.dumps(attrs.asdict(item.layout), separators=(",", ":")),
-        json.dumps(item.failed_steps),
+        _layout(item.layout),
+        json.dumps(item.failed_steps) if item.failed_steps else "[]",
         *(kept.in_file, hashlib.sha256(kept.content).digest(), None if is_pending else item.received_at),
     )
 
 
+def _layout(layout: Layout) -> str:
+    fields = {name: getattr(layout, name) for name in ("head_octets", "html_octets", "encoding")}
+    slots = [{"position": each.position, "kind": each.kind, "target": each.target} for each in layout.slots]
+    return json.dumps({**fields, "slots": slots}, separators=(",", ":"))
+
+
 def _recipient_row(item: Item, recipient: Recipient, lease_until: float, owner: str) -> tuple[Any, ...]:
+    leased = bool(lease_until) and recipient.state is State.PENDING
     return (
         *(item.id, recipient.number, recipient.address, recipient.destination, recipient.state.value),
-        *(recipient.attempts, max(recipient.next_attempt_at, lease_until), recipient.reply, recipient.remote_host),
-        owner if lease_until and recipient.state is State.PENDING else "",
+        *(recipient.attempts + leased, max(recipient.next_attempt_at, lease_until)),
+        *(recipient.reply, recipient.remote_host, owner if leased else ""),
     )
 
 
