@@ -145,18 +145,13 @@ class DeliverTransaction:
         """Take the message, compose it, and keep it; the answer is ours."""
         route = self._route
         try:
-            with tempfile.SpooledTemporaryFile(IN_MEMORY_OCTETS, dir=str(route.folder)) as taken:
-                taken.write(head)
-                octets = len(head)
-                while not content.complete:
-                    chunk = await content.read()
-                    taken.write(chunk)
-                    octets += len(chunk)
-                if octets <= _LARGE_OCTETS:
-                    item = await self._keep(_whole(taken), about)
-                else:
-                    async with route.turns:
-                        item = await self._keep(_whole(taken), about)
+            taken = bytearray(head)
+            while not content.complete and len(taken) <= IN_MEMORY_OCTETS:
+                taken += await content.read()
+            if content.complete:
+                item = await self._keep(without_dots(bytes(taken)), about)
+            else:
+                item = await self._keep_large(taken, content, about)
         except StoreError as error:
             route.watcher.not_kept(error)
             reply = FULL if isinstance(error, StoreFullError) else NOT_KEPT
@@ -167,6 +162,19 @@ class DeliverTransaction:
             route.watcher.not_kept(StoreFullError(error.strerror or "no room"))
             return Sent(FULL, "failed", error.strerror or "no room")
         return Sent(Reply(250, "2.0.0", f"Message queued as {item.id}"), "queued", f"{item.size_octets} octets kept")
+
+    async def _keep_large(self, begun: bytearray, content: Content, about: About) -> Item:
+        """Take the rest into a file, and go on when it is this message's turn."""
+        route = self._route
+        with tempfile.TemporaryFile(dir=route.folder) as taken:
+            octets = taken.write(begun)
+            begun.clear()
+            while not content.complete:
+                octets += taken.write(await content.read())
+            if octets <= _LARGE_OCTETS:
+                return await self._keep(_whole(taken), about)
+            async with route.turns:
+                return await self._keep(_whole(taken), about)
 
     async def _keep(self, content: bytes, about: About) -> Item:
         route = self._route
