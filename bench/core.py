@@ -74,6 +74,7 @@ def settings(folder: Path, deliver: dict[str, Any], workers: int = 1) -> dict[st
         "listeners": [{"address": "127.0.0.1", "port": 0, "tls": "none", "auth": "none"}],
         "deliver": deliver,
         "tracking": {"opens": False, "clicks": False},
+        "shutdown": {"drain_seconds": 1},
         "http": {"probes": {"address": "127.0.0.1", "port": 0}, "public": {"address": "127.0.0.1", "port": 0}},
     }
 

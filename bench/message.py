@@ -42,12 +42,13 @@ def on_the_wire(content: bytes) -> bytes:
     return content.replace(b"\r\n.", b"\r\n..") + b".\r\n"
 
 
-def html_message(octets: int) -> bytes:
+def html_message(octets: int, html: str = "") -> bytes:
     """
-    Make a message with HTML only, as a template engine writes it: a table of rows, a style sheet, links.
+    Make a message with HTML only, in quoted-printable, as most libraries send it.
 
     Args:
-        octets: Of the HTML, about; it goes in quoted-printable, as most libraries send it.
+        octets: Of the HTML, about.
+        html: It; otherwise one is made as a template engine would: a table of rows, a style sheet, links.
     """
     fields = [field for field in _FIELDS if not field[0].startswith("Content-")]
     fields += [("Content-Type", "text/html; charset=utf-8"), ("Content-Transfer-Encoding", "quoted-printable")]
@@ -55,8 +56,8 @@ def html_message(octets: int) -> bytes:
     rows: list[str] = []
     while len(_HTML) + sum(map(len, rows)) < octets:
         rows.append(_ROW.format(number=len(rows) + 1))
-    html = _HTML.replace("ROWS", "".join(rows)).replace("\n", "\r\n").encode()
-    return head + b"\r\n".join(quopri.encodestring(line, quotetabs=False) for line in html.split(b"\r\n"))
+    lines = (html or _HTML.replace("ROWS", "".join(rows))).splitlines()
+    return head + b"\r\n".join(quopri.encodestring(line.encode()).replace(b"\n", b"\r\n") for line in lines)
 
 
 _HTML = """\
