@@ -93,7 +93,7 @@ class DeliverParts:
         public = settings.http.public
         self._keys = load_or_create_secret(tracking_keys(settings))
         self.public = PublicPages(public.address, public.port, self._keys, _Hits(self), lambda: datetime.now(UTC))
-        signer = Signer([SigningKey(key.domain, key.selector, load_key(key.key_file)) for key in deliver.dkim])
+        dkim = [SigningKey(key.domain, key.selector, load_key(key.key_file)) for key in deliver.dkim]
         destination = route_of(settings)
         self.route = DeliverRoute(
             self._store,
@@ -115,7 +115,7 @@ class DeliverParts:
         )
         self._courier = courier_of(settings)
         self._notices = Notices(settings.hostname, lambda: f"{new_id()}.n", destination, deliver.retry.expire_seconds)
-        self._signer = signer
+        self._signer = Signer(dkim) if dkim else None
         self._queue: Queue | None = None
         self._due = {"depth": 0.0, "sweep": 0.0}
 
