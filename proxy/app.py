@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import IO, Any
 
 from proxy import __version__, rulebook
 from proxy.inbound.auth import Credentials
@@ -269,10 +269,11 @@ async def serve(settings: Settings, log: Log) -> int:
 
     raise_descriptor_limit(settings, log)
     sockets = bind_all(settings)
+    hold: IO[bytes] | None = None
     if settings.delivers:
         from proxy.deliver_parts import recover
 
-        await recover(settings, log)
+        hold = await recover(settings, log)
     app = App(settings, log, sockets)
     stopping = stop_event()
     await app.start()
@@ -290,6 +291,8 @@ async def serve(settings: Settings, log: Log) -> int:
     await stopping.wait()
     await app.stop()
     await probes.stop()
+    if hold:
+        hold.close()
     log.finish()
     return 0
 

@@ -322,12 +322,14 @@ def _embedded(settings: Settings) -> Settings:
 
     if settings.source.variables or not settings.delivers:
         return settings
-    store = TokenStore(settings.data_dir / TOKENS_FILE)
-    if not store.list():
+    try:
+        store = TokenStore(settings.data_dir / TOKENS_FILE)
+        token = "" if store.list() else store.add("first")
+    except ProblemsError as error:
+        _fail(error)
+    if token:
         click.echo("No settings, so these: listening on 127.0.0.1:2525, delivering into a mailbox folder.", err=True)
-        click.echo(
-            f"Token for your app, user name and password in one, shown this once: {store.add('first')}", err=True
-        )
+        click.echo(f"Token for your app, user name and password in one, shown this once: {token}", err=True)
         click.echo(f"Everything is kept in {settings.data_dir}. For more: cmail-proxy serve --config FILE", err=True)
     return attrs.evolve(settings, tls=attrs.evolve(settings.tls, self_signed=True))
 

@@ -106,7 +106,7 @@ def queue_remove(config: Path | None, message_id: str) -> None:
         now = time.time()
         event = Event(now, "removed", None, "by hand")
         changes = [
-            Change(message_id, each.number, State.REMOVED, attrs.evolve(event, recipient=each.number), reply="removed")
+            Change(message_id, each.number, State.REMOVED, attrs.evolve(event, recipient=each.number), reply="by hand")
             for each in pending
         ]
         await store.settle(changes, now)
@@ -154,6 +154,8 @@ def report(
     received: messages. sent, delivered, bounced, suppressed: recipients. deferred: attempts. opened, clicked: readers
     who did so, and in brackets how often in all.
     """
+    if as_json and as_csv:
+        raise click.UsageError("give --json or --csv")
     day = since.date().isoformat() if since else ""
     figures = _with_store(config, lambda store: store.report(day, group))
     if not by_day:
@@ -171,6 +173,9 @@ def report(
         writer.writerows(rows)
     else:
         _print_table(figures, by_day=by_day)
+        if not figures:
+            kind = " of that kind" if day or group is not None else ""
+            click.echo(f"nothing{kind} was received yet", err=True)
 
 
 @click.group()
@@ -201,7 +206,9 @@ def suppression_list(config: Path | None, as_json: bool) -> None:
 @click.option("--reason", default="added by hand", show_default=True, help="Why.")
 def suppression_add(config: Path | None, address: str, reason: str) -> None:
     """Put ADDRESS on the list."""
-    if "@" not in address.strip("@"):
+    local, _, domain = address.rpartition("@")
+    quoted = len(local) > 2 and local.startswith('"') and local.endswith('"')
+    if not (local and domain and address.isprintable()) or " " in (domain if quoted else address):
         raise click.UsageError(f"{address!r} is no address")
     _with_store(config, lambda store: store.suppress(address, reason, time.time()))
     click.echo(f"suppressed: {address}")
@@ -299,8 +306,9 @@ def _print_history(history: History) -> None:
         click.echo(f"  to         {recipient.address}: {_waits(recipient)}")
     addresses = {each.number: each.address for each in item.recipients}
     for event in history.events:
-        who = f"{addresses.get(event.recipient, event.recipient)}: " if event.recipient is not None else ""
-        click.echo(f"  {_moment(event.at)}  {event.kind:<12} {who}{event.detail}")
+        who = str(addresses.get(event.recipient, event.recipient)) if event.recipient is not None else ""
+        what = ": ".join(part for part in (who, event.detail) if part)
+        click.echo(f"  {_moment(event.at)}  {event.kind:<12} {what}".rstrip())
 
 
 def _waits(recipient: Recipient) -> str:
@@ -342,8 +350,6 @@ def _print_table(figures: Sequence[Figures], *, by_day: bool) -> None:
             for column, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         click.echo("  ".join(cells).rstrip())
-    if not rows:
-        click.echo("nothing was received yet", err=True)
 
 
 def _serialized(_instance: object, _field: object, value: object) -> object:

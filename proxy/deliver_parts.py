@@ -1,16 +1,19 @@
 """Route ``deliver`` put together: store, composer, queue, courier, and the pages that readers reach."""
 
 import asyncio
+import fcntl
+import os
 import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from proxy.compose.dkim import Signer, SigningKey, load_key
 from proxy.compose.pool import ComposePool
 from proxy.compose.steps import Composed
-from proxy.compose.tokens import load_or_create_secret
+from proxy.compose.tokens import TokenKeys, load_or_create_secret
 from proxy.deliver.copies import Copies
 from proxy.deliver.courier import at_hand, courier_of, route_of
 from proxy.deliver.notices import Notices
@@ -29,6 +32,7 @@ from proxy.spool.store import StoreError
 from proxy.web.public import PublicPages
 
 SPOOL_FOLDER = "spool"
+_ALONE_SECONDS = 5.0
 _DEPTH_SECONDS = 5.0
 _SWEEP_SECONDS = 600.0
 
@@ -55,9 +59,34 @@ def tracking_keys(settings: Settings) -> Path:
     return settings.tracking.secret_file or settings.data_dir / "tracking-keys"
 
 
-async def recover(settings: Settings, log: Log) -> None:
-    """Bring the store of a program that ended, however it ended, into order: before anybody works on it."""
+def keys_of(settings: Settings) -> tuple[TokenKeys, Signer]:
+    """
+    Read the keys that sign tracking links, made where there are none, and those that sign messages.
+
+    Raises:
+        ProblemsError: Some cannot be read.
+    """
+    signing = [SigningKey(key.domain, key.selector, load_key(key.key_file)) for key in settings.deliver.dkim]
+    return load_or_create_secret(tracking_keys(settings)), Signer(signing)
+
+
+async def recover(settings: Settings, log: Log) -> IO[bytes]:
+    """
+    Bring the store of a program that ended, however it ended, into order: before anybody works on it.
+
+    Returns:
+        What keeps other programs from doing so; to be kept open to the end. To them, what this one is keeping and
+        sending would look like left over from a crash.
+
+    Raises:
+        ProblemsError: The store cannot be opened, or another program works on it.
+    """
     store = open_store(settings)
+    try:
+        hold = await _alone(settings)
+    except ProblemsError:
+        await store.close()
+        raise
     try:
         released = await store.release(time.time())
         removed = await store.recover()
@@ -65,6 +94,37 @@ async def recover(settings: Settings, log: Log) -> None:
         log.info("queue_opened", pending=depth.pending, set_aside=depth.set_aside, released=released, removed=removed)
     finally:
         await store.close()
+    return hold
+
+
+async def _alone(settings: Settings) -> IO[bytes]:
+    """Wait until no other program works on the store; the workers of one that was killed may, for a moment."""
+    folder = settings.data_dir / SPOOL_FOLDER
+    until = time.monotonic() + _ALONE_SECONDS
+    while True:
+        hold = _lock(folder / "lock", fcntl.LOCK_EX)
+        workers = _lock(folder / "lock.workers", fcntl.LOCK_EX) if hold else None
+        if workers:
+            workers.close()
+        if hold and workers:
+            return hold
+        if hold:
+            hold.close()
+        if time.monotonic() >= until:
+            found = f"a store in '{folder}' on which another program works"
+            raise ProblemsError([settings.source.problem("data_dir", found, "a folder for this program alone")])
+        await asyncio.sleep(0.05)
+
+
+def _lock(path: Path, how: int) -> IO[bytes] | None:
+    """Open and lock a file; None where somebody else has it locked. It stays so until it is closed."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 class DeliverParts:
@@ -88,12 +148,12 @@ class DeliverParts:
         self._watcher = _Watcher(log, metrics.delivery)
         self._metrics = metrics.delivery
         self._store = open_store(settings)
+        self._hold = _lock(settings.data_dir / SPOOL_FOLDER / "lock.workers", fcntl.LOCK_SH)
         deliver, tracking = settings.deliver, settings.tracking
         self._composer = ComposePool(budget_seconds=deliver.compose.budget_seconds, processes=deliver.compose.processes)
         public = settings.http.public
-        self._keys = load_or_create_secret(tracking_keys(settings))
+        self._keys, signer = keys_of(settings)
         self.public = PublicPages(public.address, public.port, self._keys, _Hits(self), lambda: datetime.now(UTC))
-        dkim = [SigningKey(key.domain, key.selector, load_key(key.key_file)) for key in deliver.dkim]
         destination = route_of(settings)
         self.route = DeliverRoute(
             self._store,
@@ -115,7 +175,7 @@ class DeliverParts:
         )
         self._courier = courier_of(settings)
         self._notices = Notices(settings.hostname, lambda: f"{new_id()}.n", destination, deliver.retry.expire_seconds)
-        self._signer = Signer(dkim) if dkim else None
+        self._signer = signer if deliver.dkim else None
         self._queue: Queue | None = None
         self._due = {"depth": 0.0, "sweep": 0.0}
 
@@ -171,6 +231,8 @@ class DeliverParts:
         await self.public.stop()
         await self._composer.close()
         await self._store.close()
+        if self._hold:
+            self._hold.close()
 
     async def hit(self, kind: str, message_id: str, recipient: int, target: str, at: float) -> None:
         """Write what a reader did."""

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import IO
 
 from proxy import app
 from proxy.inbound.tls import Certificates
@@ -30,10 +31,12 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
     TokenStore(settings.data_dir / TOKENS_FILE)
     for _, taken in app.bind_all(settings):
         taken.close()
+    hold: IO[bytes] | None = None
     if settings.delivers:
-        from proxy.deliver_parts import recover
+        from proxy.deliver_parts import keys_of, recover
 
-        await recover(settings, log)
+        keys_of(settings)
+        hold = await recover(settings, log)
     app.tell_warnings(log, settings, rules.engine)
     app.raise_descriptor_limit(settings, log)  # workers inherit it
     probes, public, shutdown = settings.http.probes, settings.http.public, settings.shutdown
@@ -48,6 +51,8 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
         onward=settings.onward,
     )
     code = await supervise(crew, log)
+    if hold:
+        hold.close()
     log.finish()
     return code
 

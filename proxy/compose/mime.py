@@ -16,6 +16,7 @@ from proxy.mail.fields import HeaderSection
 MAX_DEPTH = 100
 MAX_PARTS = 1000
 _MAX_HEADER_OCTETS = 65536
+_MAX_ALL_HEADER_OCTETS = 1024 * 1024
 # Lines that begin with two dashes, boundaries or not. Real messages have a few per part and signature.
 _MAX_DASHED_LINES = 20_000
 
@@ -26,8 +27,7 @@ _PARAMETER = re.compile(
 _ESCAPE = re.compile(r"\\(.)")
 _CLOSED_TYPES = frozenset(["multipart/signed", "multipart/encrypted"])
 _CLOSED_SUBTYPES = frozenset(["pkcs7-mime", "x-pkcs7-mime", "pgp-encrypted"])
-_CLOSED_TEXT = re.compile(rb"^-----BEGIN PGP (?:SIGNED )?MESSAGE-----", re.MULTILINE)
-_CLOSED_HTML = re.compile(rb"-----BEGIN PGP (?:SIGNED )?MESSAGE-----")
+_CLOSED_TEXTS = (b"-----BEGIN PGP MESSAGE-----", b"-----BEGIN PGP SIGNED MESSAGE-----")
 
 
 class Unfit(Exception):
@@ -72,6 +72,13 @@ class Part:
         return self.field(b"content-transfer-encoding").strip().lower() or "7bit"
 
     @property
+    def root(self) -> "Part":
+        """Of a multipart/related, the part that the others belong to (RFC 2387, 3.2). It has parts."""
+        start = self.parameters.get("start", "").strip()
+        named = [child for child in self.children if start and child.field(b"content-id") == start]
+        return named[0] if named else self.children[0]
+
+    @property
     def is_attachment(self) -> bool:
         """Whether readers show it as a file, and not as the text of the message."""
         disposition = self.field(b"content-disposition").lower()
@@ -95,86 +102,95 @@ def parts(content: bytes) -> list[Part]:
     Raises:
         Unfit: ``too_deep``, ``too_large``, or ``malformed`` (a boundary that is open already).
     """
-    root = _part(content, 0, len(content), None, -1)
-    found = [root]
-    stack: list[tuple[bytes, Part]] = []
-    open_at: dict[bytes, int] = {}
-    _open(root, stack, open_at)
-    position = max(root.body - 2, 0)
-    for _ in range(_MAX_DASHED_LINES if stack else 0):
-        position = content.find(b"\r\n--", position)
-        if position < 0:
-            break
-        line_start = position + 2
-        line_end = content.find(b"\r\n", line_start)
-        line_end = len(content) if line_end < 0 else line_end
-        name = content[line_start + 2 : min(line_end, line_start + 200)].rstrip(b" \t")
-        level = open_at.get(name)
-        closes = level is None and name.endswith(b"--")
-        if closes:
-            level = open_at.get(name[:-2])
+    walk = _Walk(content)
+    position = max(walk.found[0].body - 2, 0)
+    lines = 0
+    while walk.stack and (position := content.find(b"\r\n--", position)) >= 0:
+        lines += 1
+        if lines > _MAX_DASHED_LINES:
+            raise Unfit("too_large")
+        position = walk.dashed_line(position)
+    walk.close(0, len(content))
+    return walk.found
+
+
+class _Walk:
+    """The parts found so far, and the multiparts that are open, outermost first."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.found: list[Part] = []
+        self.stack: list[tuple[bytes, Part]] = []
+        self.levels: dict[bytes, int] = {}
+        self.header_octets = 0
+        self.begin(_part(content, 0, None, -1))
+        self.found[0].end = len(content)
+
+    def begin(self, part: Part) -> None:
+        """Take in a part; if it has parts of its own, look for them from now on."""
+        self.found.append(part)
+        boundary = part.parameters.get("boundary", "").rstrip(" ").encode("ascii", "replace")
+        if not part.kind.startswith("multipart/") or not boundary:
+            return
+        if len(self.stack) >= MAX_DEPTH:
+            raise Unfit("too_deep")
+        if boundary in self.levels:
+            raise Unfit("malformed")
+        self.levels[boundary] = len(self.stack)
+        self.stack.append((boundary, part))
+
+    def dashed_line(self, position: int) -> int:
+        """Look at a line that begins with two dashes, at its line end before; give where to look next."""
+        content = self.content
+        start = position + 2
+        end = content.find(b"\r\n", start)
+        end = len(content) if end < 0 else end
+        name = content[start + 2 : min(end, start + 200)].rstrip(b" \t")
+        level = self.levels.get(name)
         if level is None:
-            position = line_end
-            continue
-        _close(stack, open_at, level + 1, position)
-        multipart = stack[level][1]
-        if multipart.children and multipart.children[-1].end < 0:
-            multipart.children[-1].end = max(position, multipart.children[-1].body)
-        if closes:
-            _close(stack, open_at, level, line_end)
-            if not stack:
-                break
-            position = line_end
-            continue
-        if len(found) > MAX_PARTS:
+            level = self.levels.get(name[:-2]) if name.endswith(b"--") else None
+            if level is not None:
+                self.close(level + 1, position)
+                self.end_last(self.stack[level][1], position)
+                self.close(level, end)
+            return end
+        self.close(level + 1, position)
+        multipart = self.stack[level][1]
+        self.end_last(multipart, position)
+        part = _part(content, min(end + 2, len(content)), multipart, start)
+        self.header_octets += part.body - part.start
+        if len(self.found) > MAX_PARTS or self.header_octets > _MAX_ALL_HEADER_OCTETS:
             raise Unfit("too_large")
-        part = _part(content, min(line_end + 2, len(content)), len(content), multipart, line_start)
         multipart.children.append(part)
-        found.append(part)
-        _open(part, stack, open_at)
-        position = max(part.body - 2, line_end)
-    else:
-        if stack:
-            raise Unfit("too_large")
-    _close(stack, open_at, 0, len(content))
-    for part in found:
-        if part.end < 0:
-            part.end = len(content)
-    return found
+        self.begin(part)
+        return max(part.body - 2, end)
+
+    def end_last(self, multipart: Part, position: int) -> None:
+        """End the last part of a multipart, if nothing did."""
+        if multipart.children and multipart.children[-1].end < 0:
+            last = multipart.children[-1]
+            last.end = max(position, last.body)
+
+    def close(self, level: int, end: int) -> None:
+        """Take the multiparts from *level* on as ended: what nothing else ended ends there."""
+        while len(self.stack) > level:
+            boundary, part = self.stack.pop()
+            del self.levels[boundary]
+            self.end_last(part, end)
+            part.end = max(end, part.body)
 
 
-def _close(stack: list[tuple[bytes, Part]], open_at: dict[bytes, int], level: int, end: int) -> None:
-    """Take multiparts at *level* and above from the stack; they and their last parts end where nothing else said."""
-    while len(stack) > level:
-        boundary, part = stack.pop()
-        del open_at[boundary]
-        if part.children and part.children[-1].end < 0:
-            part.children[-1].end = max(end, part.children[-1].body)
-        part.end = max(end, part.body)
-
-
-def _open(part: Part, stack: list[tuple[bytes, Part]], open_at: dict[bytes, int]) -> None:
-    boundary = part.parameters.get("boundary", "").rstrip(" ").encode("ascii", "replace")
-    if not part.kind.startswith("multipart/") or not boundary:
-        return
-    if len(stack) >= MAX_DEPTH:
-        raise Unfit("too_deep")
-    if boundary in open_at:
-        raise Unfit("malformed")
-    open_at[boundary] = len(stack)
-    stack.append((boundary, part))
-
-
-def _part(content: bytes, start: int, end: int, parent: Part | None, delimiter: int) -> Part:
+def _part(content: bytes, start: int, parent: Part | None, delimiter: int) -> Part:
     """Read the header section at *start*. A damaged one makes a part of no kind, which nothing touches."""
     if content.startswith(b"\r\n", start):
         head = b"\r\n"
     else:
-        blank_line = content.find(b"\r\n\r\n", start, end)
-        head = content[start : end if blank_line < 0 else blank_line + 4]
-    section = HeaderSection.split(head)
+        blank_line = content.find(b"\r\n\r\n", start)
+        head = content[start : len(content) if blank_line < 0 else blank_line + 4]
+    is_too_long = parent is not None and len(head) > _MAX_HEADER_OCTETS
+    section = HeaderSection.split(b"" if is_too_long else head)
     part = Part(start, start + len(head), section, "text/plain", {}, parent, delimiter)
-    if len(head) - section.end > 2 or (parent is not None and len(head) > _MAX_HEADER_OCTETS):
+    if is_too_long or len(head) - section.end > 2:
         part.kind = ""
         return part
     value = part.field(b"content-type")
@@ -191,12 +207,12 @@ def is_closed(content: bytes, found: list[Part]) -> bool:
     for part in found:
         if part.kind in _CLOSED_TYPES or part.kind.partition("/")[2] in _CLOSED_SUBTYPES:
             return True
-    return b"-----BEGIN PGP " in content and _CLOSED_TEXT.search(content) is not None
+    return any(b"\n" + text in content for text in _CLOSED_TEXTS)
 
 
 def is_closed_html(html: bytes) -> bool:
     """Tell the same of HTML, its transfer encoding undone; there the lines of PGP may stand behind a tag."""
-    return _CLOSED_HTML.search(html) is not None
+    return any(text in html for text in _CLOSED_TEXTS)
 
 
 def html_part(found: list[Part]) -> Part | None:

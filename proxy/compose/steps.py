@@ -103,7 +103,10 @@ class Composed:
                 done = slot.position
             filled.append(html[done:])
             html = b"".join(filled)
-        pieces += (transfer.encode(html, self.encoding), self.tail)
+        encoded = transfer.encode(html, self.encoding)
+        if not self.tail and self.encoding == "quoted-printable" and not encoded.endswith(b"\r\n"):
+            encoded += b"=\r\n"  # the message ends with a line end, its text does not
+        pieces += (encoded, self.tail)
         return b"".join(pieces)
 
 
@@ -195,12 +198,13 @@ def finish(job: Job, result: HtmlResult) -> Composed:
         # No line may have more than 998 octets, and none of ours shall be the one that does.
         encoding = "quoted-printable"
         head = content[: part.start] + _with_encoding(part, encoding) + b"\r\n"
-    encoded = b"" if result.edits else content[part.body : part.end]
+    if not result.edits:
+        head = content[: part.end]  # the HTML keeps the transfer encoding it came with
     if result.text and job.around is not None:
         done.add("text_part")
         head, tail = _with_text(job, job.around, result.text, head, tail)
     return Composed(
-        head + encoded if not result.edits else head,
+        head,
         html if result.edits else b"",
         encoding,
         tail,
@@ -227,7 +231,7 @@ def _work(content: bytes, part: Part, steps: frozenset[str]) -> HtmlWork:
         raise Unfit("malformed") from None
     if len(html) > MAX_HTML_OCTETS:
         raise Unfit("too_large")
-    codec = transfer.codec(part.parameters.get("charset"), html)
+    codec = transfer.codec(part.parameters.get("charset") or None, html)
     if codec is None:
         raise Unfit("charset")
     return HtmlWork(html, codec, steps)
@@ -236,7 +240,7 @@ def _work(content: bytes, part: Part, steps: frozenset[str]) -> HtmlWork:
 def _around(part: Part) -> Part:
     """Find what the text is the alternative to: the HTML with all that belongs to it."""
     around = part
-    while (parent := around.parent) is not None and parent.kind == "multipart/related" and parent.children[0] is around:
+    while (parent := around.parent) is not None and parent.kind == "multipart/related" and parent.root is around:
         around = parent
     return around
 
@@ -294,11 +298,9 @@ def _outer_head(head: bytes, kind: bytes, opening: bytes) -> bytes:
     moved = b"".join([own_head[index].raw for index in describing])
     added = kind
     for index in describing:
-        # What is in it is as it was, so the new outermost part is of the same kind: 8bit, if it was that.
-        if own_head.keys[index] == b"content-transfer-encoding" and own_head.value(index).lower() in (
-            b"8bit",
-            b"binary",
-        ):
+        # A composite may claim no less than its parts need, so it is 8bit if the message was.
+        is_encoding = own_head.keys[index] == b"content-transfer-encoding"
+        if is_encoding and own_head.value(index).lower() in (b"8bit", b"binary"):
             added += own_head[index].raw
     if b"mime-version" not in own_head.keys:
         added = b"MIME-Version: 1.0\r\n" + added
@@ -308,9 +310,8 @@ def _outer_head(head: bytes, kind: bytes, opening: bytes) -> bytes:
 
 def _text_part(text: str) -> bytes:
     lines = text.replace("\n", "\r\n").encode("utf-8", "replace")
-    encoding = (
-        "7bit" if lines.isascii() and b"\0" not in lines and transfer.longest_line(lines) <= 78 else "quoted-printable"
-    )
+    is_plain = lines.isascii() and b"\0" not in lines and transfer.longest_line(lines) <= 78
+    encoding = "7bit" if is_plain else "quoted-printable"
     fields = f"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
     return fields.encode() + transfer.encode(lines, encoding)
 

@@ -19,6 +19,7 @@ _HIDDEN = re.compile(
     r"|(?:opacity|max-height)\s*+:\s*+0*+(?:\.0++)?+(?:px|em|pt|%)?+\s*+(?:!|;|$))",
     re.IGNORECASE,
 )
+_NO_HEIGHT = re.compile(r"(?:^|;)\s*+(?:height|width)\s*+:\s*+0(?:px)?+\s*+(?:!|;|$)", re.IGNORECASE)
 _TABLE_TAGS = "table, caption, colgroup, col, thead, tbody, tfoot, tr, td, th"
 _MAX_TABLE_CELLS = 400
 _MAX_CELL_CHARACTERS = 160
@@ -48,7 +49,7 @@ def render(html: str) -> str:
     document = turbohtml.parse(html, positions=False)
     document.remove(_UNSEEN)
     for element in document.select("[style]"):
-        if _HIDDEN.search(element.attr("style") or "") is not None and element.tag not in ("html", "body"):
+        if _is_hidden(element.attr("style") or "") and element.tag not in ("html", "body"):
             element.decompose()
     for table in document.select("table"):
         if not _is_data(table):
@@ -58,6 +59,12 @@ def render(html: str) -> str:
         if not _is_telling(link):
             link.unwrap()
     return _tidy(document.to_text(_LAYOUT))
+
+
+def _is_hidden(style: str) -> bool:
+    if _HIDDEN.search(style) is not None:
+        return True
+    return "hidden" in style.lower() and _NO_HEIGHT.search(style) is not None
 
 
 def _own(table: Element, selector: str) -> list[Element]:

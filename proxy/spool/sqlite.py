@@ -275,14 +275,17 @@ class SqliteStore:
                 f"WHERE r.state = 'pending' AND m.set_aside IS NULL {which} GROUP BY message_id, destination",
                 parameters,
             ).fetchall()
+            changed: set[str] = set()
             for each, destination, _ in rows:
-                connection.execute(
+                updated = connection.execute(
                     "UPDATE recipient SET next_attempt_at = ? WHERE message_id = ? AND destination = ? "
                     "AND state = 'pending' AND owner = ''",  # what is leased is being attempted
                     (now, each, destination),
                 )
-                _due(connection, destination, now)
-            for each in {row[0] for row in rows}:
+                if updated.rowcount:
+                    changed.add(each)
+                    _due(connection, destination, now)
+            for each in changed:
                 _write_event(connection, each, Event(now, "retried"))
             return sum(row[2] for row in rows)
 

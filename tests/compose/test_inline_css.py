@@ -142,6 +142,53 @@ def test_selectors_that_ask_for_style_attributes_get_the_same_answers() -> None:
     assert styled(css, '<p style="margin:1px">') == '<p style="margin-top: 0; color: red; top: 0; margin:1px">'
 
 
+@pytest.mark.parametrize(
+    ("test", "style", "is_written"),
+    [
+        ("[style]", None, False),
+        ("[style]", "left:0", True),
+        ("[style='left:0']", "left:0", False),
+        ("[style=left]", "left:0", True),
+        ("[style^=left]", "left:0", False),
+        ("[style^='color']", "left:0", False),
+        ("[style$=':0']", "left:0", True),
+        ("[style$='0']", None, False),
+        ("[style~='red;']", "left:0", False),
+        ("[style|=top]", "left:0", True),
+        ("[STYLE*='COLOR' i]", None, False),
+        ("[style*=width]", "left:0", True),
+    ],
+)
+def test_selectors_about_style_attributes_hold_back_what_would_change_their_answer(
+    test: str, style: str | None, is_written: bool
+) -> None:
+    """All comparisons are answered as browsers answer them, before and after."""
+    element = "<p>" if style is None else f'<p style="{style}">'
+    changed = styled(f"p{{color:red;top:0}}q{test}{{left:0}}", element) != element
+    assert changed is is_written
+
+
+@pytest.mark.parametrize(
+    "sheets",
+    [
+        "<style>" + "p{top:0}" * 5001 + "</style>",
+        "<style>" + " " * 600_000 + "p{top:0}</style>",
+        "<svg><style>p{top:0}</style></svg>",
+    ],
+)
+def test_style_sheets_that_are_too_much_are_said_to_have_failed(sheets: str) -> None:
+    """Nothing is copied then, and the other steps go on."""
+    result = html_work(HtmlWork(f"{sheets}<p>x</p>".encode(), "utf-8", frozenset(["inline_css", "track_opens"])))
+    assert result.failed == (("inline_css", "malformed"),)
+    assert [edit.step for edit in result.edits] == ["track_opens"]
+
+
+def test_messages_that_hold_our_mark_are_no_trap() -> None:
+    """Somebody who knows the name of the numbers cannot give elements styles of others."""
+    html = '<style>p{color:red}q{top:0}</style><q cm0="1">--cm0-0</q><p cm0="0" title="--cm0-1:1">x</p>'
+    assert inlined(html) == html.replace("<q", '<q style="top: 0"').replace("<p ", '<p style="color: red" ')
+
+
 def test_misnested_elements_get_no_style_they_would_not_all_have() -> None:
     """A parser makes two of one start tag here; where both have the same rules, both get them."""
     assert styled("b{color:red}", "<p><b>x<p>y</b>") == '<p><b style="color: red">x<p>y</b>'

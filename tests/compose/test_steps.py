@@ -1,5 +1,6 @@
 """A message in, a message out: which parts are found, where the text goes, and what keeps its bytes."""
 
+import time
 from base64 import b64encode
 from email import message_from_bytes
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_messages_without_html_work_leave_as_they_came(content: bytes) -> None:
         (message("<b>" * 300, "8bit"), "too_deep"),
         (message("<a href=http://x.invalid>" * 10_001, "8bit").replace(b"<a", b"</a><a"), "too_large"),
         (HEAD + multipart("mixed", *[html_part()] * 1001), "too_large"),
+        (HEAD + multipart("mixed", html_part(), *["A: b\r\n" * 10_000 + "\r\n"] * 20), "too_large"),
         (HEAD + multipart("mixed", multipart("mixed", html_part())), "malformed"),
     ],
 )
@@ -153,6 +155,21 @@ def test_text_goes_where_it_is_the_alternative_to_the_html(body: bytes, expected
         assert written["X-Odd"].startswith("kept")
 
 
+def test_root_of_related_parts_may_be_named() -> None:
+    """Where the HTML is not the first of the parts that belong together, its number says that it is the one."""
+    named = html_part().replace("\r\n\r\n", "\r\nContent-ID: <r@x>\r\n\r\n")
+    body = multipart("related", IMAGE, named, parameters='; start="<r@x>"')
+    assert shape(copy(HEAD + body)) == ("alternative", "text/plain", ("related", "image/png", "text/html"))
+
+
+def test_message_ends_with_a_line_end_where_its_text_does_not() -> None:
+    """A soft line break at the end stays one; the HTML is not longer by a line end."""
+    content = message("x", "8bit").replace(b": 8bit", b": quoted-printable")[:-1] + b"<p>=C3=A9</p>=\r\n"
+    written = compose(content, only("track_opens")).copy(url)
+    assert written.endswith(b"=\r\n")
+    assert find(message_from_bytes(written), "text/html").endswith(b">")
+
+
 def test_fields_of_a_message_that_gets_a_text_keep_their_bytes() -> None:
     """What describes the content goes to the HTML part, byte for byte; all others stay in their order."""
     moved = (
@@ -223,6 +240,17 @@ def test_lines_too_long_for_the_wire_are_written_quoted_printable() -> None:
     assert find(message_from_bytes(written), "text/html").count(b'<p style="color: red">') == 60
     short = compose(message("<style>p{color:red}</style>\r\n<p>x</p>\r\n", "8bit"), only("inline_css"))
     assert b"Content-Transfer-Encoding: 8bit" in short.copy(url)
+
+
+def test_finding_the_parts_takes_little_time() -> None:
+    """It is done where all connections are served: five megabytes of anything take no more than a moment."""
+    start = HEAD + b"Content-Type: multipart/mixed; boundary=y\r\n\r\n--y\r\nContent-Type: text/html\r\n\r\n<p>x\r\n"
+    fields = b"--y\r\n" + b"A: b\r\n" * 9_000 + b"\r\n"
+    for rest in (b"--x\r\n", b"--y\r\n", b"-----BEGIN PGP \r\n", fields, b"a: b\r\n", b"\r\n"):
+        content = start + rest * (5_000_000 // len(rest))
+        started = time.process_time()
+        plan(content, ALL)
+        assert time.process_time() - started < 1
 
 
 def test_boundaries_are_unique() -> None:

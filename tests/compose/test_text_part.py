@@ -38,6 +38,8 @@ LAYOUT = '<table role="presentation"><tr><td>{}</td></tr></table>'
         ('<div style="color:red; DISPLAY : none !important">pre</div><p>x</p>', "x\n"),
         ('<div style="mso-hide:all">pre</div><p style="visibility:hidden">no</p><p hidden>no</p>x', "x\n"),
         ('<div style="max-height:0px;overflow:hidden">pre</div><div style="opacity:0">no</div>x', "x\n"),
+        ('<div style="height:0; overflow:hidden">pre</div>x', "x\n"),
+        ('<div style="height:0">a</div>', "a\n"),
         ('<div style="max-height:0.5em">a</div><div style="opacity:0.9">b</div>', "a\n\nb\n"),
         ("<style>.preheader{display:none}</style><div class=preheader>pre</div><p>x</p>", "x\n"),
         ("<style>@media print{p{display:none}}</style><p>x</p>", "x\n"),

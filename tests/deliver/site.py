@@ -25,9 +25,7 @@ LISTENER = {"address": "127.0.0.1", "port": 0, "tls": "starttls", "auth": "none"
 QUEUED = re.compile(r"250 2\.0\.0 Message queued as (\S+)")
 SENDER = "app@example.com"
 
-_RECEIVED = re.compile(
-    rb"Received: from \S+ \(\S+\)\r\n\tby proxy\.example\.com with [A-Z0-9]+ id (\S+);\r\n\t[^\r]+\r\n"
-)
+_RECEIVED = re.compile(rb"Received: from \S+ \(\S+\)\r\n\tby \S+ with [A-Z0-9]+ id (\S+);\r\n\t[^\r]+\r\n")
 _URL = rb"http://127\.0\.0\.1:[0-9]+"
 _BEACON = re.compile(
     rb'<img src="(' + _URL + rb'/o/[A-Za-z0-9_-]+)" alt="" width="1" height="1" border="0" '

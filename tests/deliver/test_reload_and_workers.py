@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,56 @@ def test_worker_that_is_killed_takes_no_page_and_no_mail_with_it(tmp_path: Path)
         here.proxy.wait_for_metric("cmail_proxy_queue_recipients", 0)
         found = samples(here.proxy.get("/metrics")[1])
         assert found["cmail_proxy_queue_set_aside", frozenset()] == 0
+
+
+def refuses_a_second(here: DeliverSite, workers: int) -> None:
+    """Start another program on the same store and other ports; it is told why it cannot be, and ends."""
+    folder = here.proxy.folder
+    given = values(folder, workers=workers, listeners=[{**LISTENER, "tls": "none"}])
+    config = write_settings(folder / "second.yaml", given)
+    at_once = "import proxy.deliver_parts as p; p._ALONE_SECONDS = 0\nfrom proxy.cli import main\nmain()"
+    done = run("serve", "--config", config, command=[sys.executable, "-c", at_once])
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().splitlines() == [
+        f"error: {config}:2: data_dir: found a store in '{folder}/var/spool' on which another program works; expected "
+        "a folder for this program alone",
+        "cmail-proxy: 1 problem",
+    ]
+
+
+def test_second_program_on_the_same_store_is_refused(tmp_path: Path) -> None:
+    """To a second one, what the first is keeping and sending would look left over from a crash; it is told and ends."""
+    with site(tmp_path) as here:
+        for workers in (1, 2):
+            refuses_a_second(here, workers)
+        here.only(here.send(message()))
+
+
+def test_store_is_free_once_the_last_worker_has_ended(tmp_path: Path) -> None:
+    """A parent that is killed leaves workers for a moment; the next program waits for their end, and loses nothing."""
+    with site(tmp_path, workers=2) as here:
+        held = here.send(message(b"X-MC-SendAt: 2100-01-01 00:00:00"))
+        refuses_a_second(here, 1)
+        pids = [each["pid"] for each in here.proxy.events("worker_started")]
+        here.proxy.process.kill()
+        here.proxy.process.wait(20)
+    with site(tmp_path) as here:
+        assert not any(is_running(pid) for pid in pids)
+        assert list(here.waiting()) == [held]
+
+
+def test_damaged_keys_are_told_before_any_worker_starts(tmp_path: Path) -> None:
+    """What keeps every worker from starting is found once, by the parent."""
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "tracking-keys").write_text("{}")
+    given = values(tmp_path, workers=2, listeners=[{**LISTENER, "tls": "none"}])
+    done = run("serve", "--config", write_settings(tmp_path / "settings.yaml", given))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().splitlines() == [
+        f"error: {tmp_path}/var/tracking-keys: found keys that are damaged; expected keys for tracking links, as this "
+        "program writes them (put the file back; without it, links in mail already sent end)",
+        "cmail-proxy: 1 problem",
+    ]
 
 
 def test_port_of_the_public_pages_in_use_is_told(tmp_path: Path) -> None:

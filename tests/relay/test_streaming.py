@@ -232,4 +232,5 @@ def test_early_refusal_of_a_whole_message_at_once_is_passed_on(here: Relay) -> N
     here.upstream.script({"after:100": "554 5.6.0 no", "dot": NOTHING})
     with here.client() as client:
         assert client.data(MESSAGE) == "554 5.6.0 no"
+    here.upstream.wait_for(lambda: bool(here.upstream.taken))  # the refusal is ahead of the platform's own books
     here.serves_again()

@@ -260,14 +260,6 @@ async def test_leases_of_who_is_alive_are_kept(store: Store, beside: Beside) -> 
     assert len(await other.lease(T0 + 2, T0 + 900, 10)) == 1
 
 
-async def test_retry_leaves_alone_what_is_being_attempted(store: Store) -> None:
-    """An operator's haste sends nothing twice."""
-    await store.add(item("m1"), b"content", 0)
-    await store.lease(T0, T0 + 900, 10)
-    assert await store.retry("m1", T0 + 1) == 1
-    assert await store.lease(T0 + 1, T0 + 900, 10) == []
-
-
 async def test_attempt_that_was_not_made_does_not_count(store: Store) -> None:
     """A lease begins an attempt, and who made none gives it back; no event and no figure tells of it."""
     await store.add(item("m1"), b"content", 0)
