@@ -12,7 +12,7 @@ class Options:
         quick: Few and small measurements: to see that it works, not for figures.
         rounds: Times each measurement is made; 0 for the part's own number.
         workers: Processes of the proxy that share its listener.
-        count: Messages of one measurement in ``relay``; 0 for each scenario's own number.
+        count: Messages of one measurement in the parts that send many; 0 for each one's own number.
     """
 
     quick: bool = False
@@ -23,6 +23,11 @@ class Options:
     def rounds_or(self, usual: int) -> int:
         """The number of rounds."""
         return self.rounds or (1 if self.quick else usual)
+
+    @property
+    def plural_workers(self) -> str:
+        """Say how many workers there are."""
+        return f"{self.workers} worker{'s' if self.workers > 1 else ''}"
 
     def command(self, part: str) -> str:
         """The command that repeats a part with these options."""

@@ -1,5 +1,6 @@
 """What is measured: the proxy as its users run it, the sink behind it, and the direct way between the two."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -106,11 +108,20 @@ class Program:
 
 
 class Sink(Program):
-    """Our own sink; see ``sink.py``."""
+    """
+    Our own sink; see ``sink.py``.
 
-    def __init__(self, folder: Path, certificate: Certificate) -> None:
-        files = [str(certificate.certificate_file), str(certificate.key_file)]
-        super().__init__("sink", [sys.executable, "-m", "bench.sink", *files], folder)
+    Args:
+        certificate: None for one without STARTTLS.
+        port: 0 for any.
+    """
+
+    def __init__(
+        self, folder: Path, certificate: Certificate | None, address: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        files = [str(certificate.certificate_file), str(certificate.key_file)] if certificate else []
+        super().__init__("sink", [sys.executable, "-m", "bench.sink", address, str(port), *files], folder)
+        self.address = address
         until = deadline()
         while not (first := self.output().partition("\n"))[1]:
             self.require_alive()
@@ -123,6 +134,19 @@ class Sink(Program):
     def peer(self) -> Peer:
         """The direct way, as a peer."""
         return Peer("direct", self.port, 0, sink.TAKEN)
+
+    @contextlib.contextmanager
+    def counter(self) -> Iterator[Callable[[], int]]:
+        """Give a function that tells how many messages the sink has taken."""
+        with socket.create_connection((self.address, self.port), timeout=10) as connection:
+            replies = connection.makefile("rb")
+            replies.readline()
+
+            def taken() -> int:
+                connection.sendall(b"NOOP\r\n")
+                return int(replies.readline().split()[2])
+
+            yield taken
 
 
 class Proxy(Program):

@@ -1,5 +1,5 @@
 """
-Postfix as a peer: its pass-through proxy (``smtpd_proxy_filter``), and its own load generator and sink.
+Postfix as a peer: its pass-through proxy (``smtpd_proxy_filter``), its queue, and its own load generator and sink.
 
 The pass-through proxy cannot change a header section, speaks no TLS to its next hop and keeps no connection to it
 beyond a client's session; it is here as a well-known program that passes mail on without a queue.
@@ -12,7 +12,7 @@ import pwd
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -22,6 +22,7 @@ from bench.message import RECIPIENT, SENDER
 from bench.peers import Peer, Program, free_port, tool
 
 NAME = "postfix-proxy"
+QUEUE = "postfix-queue"
 _USER = "postfix"
 
 # Name look-ups of clients are off, and so is every queue: as little as Postfix can do.
@@ -52,6 +53,32 @@ _LISTENER = """\
 127.0.0.1:{port} inet n - n - - smtpd
   -o smtpd_proxy_filter=127.0.0.1:{upstream}
 """
+# A queue: smtpd, cleanup (which syncs), qmgr, smtp. Debian's defaults, but for what keeps it on this machine.
+_QUEUE = """\
+compatibility_level = 3.6
+queue_directory = {folder}/spool
+data_directory = {folder}/data
+myhostname = postfix.example.com
+mydestination =
+local_recipient_maps =
+alias_maps =
+alias_database =
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+mynetworks = 127.0.0.0/8
+smtpd_relay_restrictions = permit_mynetworks, reject
+smtpd_recipient_restrictions =
+relayhost = [127.0.0.1]:{upstream}
+header_checks = regexp:{folder}/etc/header_checks
+message_size_limit = 52428800
+smtp_tls_security_level = none
+smtp_host_lookup = native
+disable_dns_lookups = yes
+"""
+_QUEUE_LISTENER = """\
+127.0.0.1:{port} inet n - n - - smtpd
+"""
+_HEADER_CHECKS = "/^X-Mailgun-Tag:(.*)$/ REPLACE X-Cmail-GroupName:$1\n"
 _SERVICES = """\
 pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
@@ -65,6 +92,9 @@ defer unix - - n - 0 bounce
 error unix - - n - - error
 retry unix - - n - - error
 smtp unix - - n - - smtp
+trace unix - - n - 0 bounce
+flush unix n - n 1000? 0 flush
+scache unix - - n - 1 scache
 """
 
 
@@ -95,22 +125,48 @@ def running(folder: Path, upstreams: dict[int, bytes], certificate: Certificate)
     Yields:
         A peer for each next hop, in the same order.
     """
-    base = folder / "postfix"
-    for name in ("etc", "spool", "data"):
-        (base / name).mkdir(parents=True)
-    shutil.chown(base / "data", _USER)
     ports = [free_port() for _ in upstreams]
     listeners = [
         _LISTENER.format(port=port, upstream=upstream) for port, upstream in zip(ports, upstreams, strict=True)
     ]
-    (base / "etc" / "main.cf").write_text(_MAIN.format(folder=base, certificate=certificate), encoding="ascii")
-    (base / "etc" / "master.cf").write_text("".join(listeners) + _SERVICES, encoding="ascii")
+    main = _MAIN.format(folder=folder / NAME, certificate=certificate)
+    with _instance(NAME, folder, main, "".join(listeners), ports) as pid:
+        yield [Peer(NAME, port, pid, taken) for port, taken in zip(ports, upstreams.values(), strict=True)]
+
+
+@contextlib.contextmanager
+def queue(folder: Path, upstream: int, *, name: str = QUEUE, more: str = "") -> Iterator[Peer]:
+    """
+    Run one instance that queues and delivers.
+
+    Args:
+        folder: For its configuration, queue and data; readable by everybody.
+        upstream: Port of the next hop.
+        more: Lines for its ``main.cf``.
+    """
+    port = free_port()
+    file_name = "-".join(name.replace(",", "").split())
+    main = _QUEUE.format(folder=folder / file_name, upstream=upstream) + more
+    with _instance(file_name, folder, main, _QUEUE_LISTENER.format(port=port), [port]) as pid:
+        yield Peer(name, port, pid, b"250 2.0.0")
+
+
+@contextlib.contextmanager
+def _instance(name: str, folder: Path, main: str, listeners: str, ports: Sequence[int]) -> Iterator[int]:
+    """Run an instance in a folder of its own; gives its process id."""
+    base = folder / name
+    for each in ("etc", "spool", "data"):
+        (base / each).mkdir(parents=True)
+    shutil.chown(base / "data", _USER)
+    (base / "etc" / "main.cf").write_text(main, encoding="ascii")
+    (base / "etc" / "master.cf").write_text(listeners + _SERVICES, encoding="ascii")
+    (base / "etc" / "header_checks").write_text(_HEADER_CHECKS, encoding="ascii")
     command = tool("postfix") or ""
-    with Program(NAME, [command, "-c", str(base / "etc"), "start-fg"], folder) as program:
+    with Program(name, [command, "-c", str(base / "etc"), "start-fg"], folder) as program:
         try:
             for port in ports:
                 program.wait_for_greeting(port)
-            yield [Peer(NAME, port, program.pid, taken) for port, taken in zip(ports, upstreams.values(), strict=True)]
+            yield program.pid
         finally:
             # SIGTERM to the script in front would leave the servers behind it running.
             subprocess.run(  # noqa: S603

@@ -14,7 +14,7 @@ from bench.load import Load, Sent, send
 from bench.message import SMALL_OCTETS, message, on_the_wire
 from bench.options import Options
 from bench.peers import Peer, Proxy, Sink, secured, settings
-from bench.table import Report, Row, Table, at_least, at_most, median, number, percentile
+from bench.table import Report, Row, Table, at_least, at_most, median, number, percentile, share, spread
 
 DIRECT, PROXY, BOTH = "direct", "proxy", "proxy, TLS both ways"
 _ROUNDS = 5
@@ -162,7 +162,7 @@ def measure(options: Options, folder: Path, progress: Callable[[str], None]) -> 
                     results.append(_measure(running, scenario, peer, count, number_))
         skipped = running.skipped
     tables = [_table(scenario, results) for scenario in SCENARIOS if _of(results, scenario.name)]
-    heading = f"relay: messages of 5 KB, {options.workers} worker{'s' if options.workers > 1 else ''}"
+    heading = f"relay: messages of 5 KB, {options.plural_workers}"
     rows = [result.row() for result in results]
     notes = [
         "medians of the rounds; CPU is user and system time of all processes of the peer, in µs for each message",
@@ -253,35 +253,24 @@ def _ratios(results: Sequence[Measured]) -> Table:
         direct, proxy, peer = found[DIRECT], found[PROXY], found[postfix.NAME]
         name = scenario.name
         if scenario.cpu_goal is not None:
-            values = [_share(mine.cpu_us, theirs.cpu_us) for mine, theirs in zip(proxy, peer, strict=False)]
-            rows.append([f"{name}: CPU / {postfix.NAME}", *_spread(values), at_most(median(values), scenario.cpu_goal)])
+            values = [share(mine.cpu_us, theirs.cpu_us) for mine, theirs in zip(proxy, peer, strict=False)]
+            rows.append([f"{name}: CPU / {postfix.NAME}", *spread(values), at_most(median(values), scenario.cpu_goal)])
         if scenario.rate_goal is not None:
-            values = [_share(mine.rate, theirs.rate) for mine, theirs in zip(proxy, peer, strict=False)]
+            values = [share(mine.rate, theirs.rate) for mine, theirs in zip(proxy, peer, strict=False)]
             goal = at_least(median(values), scenario.rate_goal)
-            rows.append([f"{name}: msg/s / {postfix.NAME}", *_spread(values), goal])
+            rows.append([f"{name}: msg/s / {postfix.NAME}", *spread(values), goal])
         if scenario.delay_goal is not None:
             values = [_delay_share(*three) for three in zip(direct, proxy, peer, strict=False)]
             goal = at_most(median(values), scenario.delay_goal)
-            rows.append([f"{name}: latency added / {postfix.NAME}", *_spread(values), goal])
+            rows.append([f"{name}: latency added / {postfix.NAME}", *spread(values), goal])
         if proxy:
-            values = [_share(mine.rate, theirs.rate) for mine, theirs in zip(proxy, direct, strict=False)]
-            rows.append([f"{name}: msg/s / direct", *_spread(values), ""])
+            values = [share(mine.rate, theirs.rate) for mine, theirs in zip(proxy, direct, strict=False)]
+            rows.append([f"{name}: msg/s / direct", *spread(values), ""])
     columns = ("proxy against", "median", "lowest", "highest", "goal")
     return Table("Ratios, paired within each round", columns, rows)
-
-
-def _share(mine: float | None, theirs: float | None) -> float | None:
-    return mine / theirs if mine is not None and theirs else None
 
 
 def _delay_share(direct: Measured, proxy: Measured, peer: Measured) -> float | None:
     if direct.p50_ms is None or proxy.p50_ms is None or peer.p50_ms is None:
         return None
-    return _share(proxy.p50_ms - direct.p50_ms, peer.p50_ms - direct.p50_ms)
-
-
-def _spread(values: Sequence[float | None]) -> list[str]:
-    found = [value for value in values if value is not None]
-    if not found:
-        return [number(None)] * 3
-    return [number(median(found), 2), number(min(found), 2), number(max(found), 2)]
+    return share(proxy.p50_ms - direct.p50_ms, peer.p50_ms - direct.p50_ms)

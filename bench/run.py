@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from bench import cpu, large, load, postfix, relay, start, translate, wan
+from bench import accept, backlog, compose, cpu, deliver, large, load, postfix, relay, start, translate, wan
 from bench.options import Options
 from bench.peers import PeerError
 from bench.table import Report, Row
@@ -32,6 +32,10 @@ PARTS: dict[str, Part] = {
     "large": large.measure,
     "wan": wan.measure,
     "start": start.measure,
+    "accept": accept.measure,
+    "deliver": deliver.measure,
+    "compose": lambda options, _folder, _progress: compose.measure(options),
+    "backlog": backlog.measure,
 }
 
 
@@ -40,7 +44,11 @@ PARTS: dict[str, Part] = {
 @click.option("--quick", is_flag=True, help="Few and small measurements: to see that it works, not for figures.")
 @click.option("--rounds", type=click.IntRange(1, 100), help="Times each measurement is made.  [default: 5, in large 3]")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes of the proxy.")
-@click.option("--count", type=click.IntRange(1, 100_000), help="Messages of each measurement in relay.")
+@click.option(
+    "--count",
+    type=click.IntRange(1, 100_000),
+    help="Messages of each measurement, where many are sent.",
+)
 @click.option("--markdown", is_flag=True, help="Print Markdown, with what is known of the machine.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every measurement.")
 def main(
@@ -53,7 +61,8 @@ def main(
     json_file: Path | None,
 ) -> None:
     """
-    Measure speed and memory: translate, relay, large, wan, start; all of them when no PART is named.
+    Measure speed and memory: translate, relay, large, wan and start for the relay, accept, deliver, compose and backlog
+    for the sending core; all of them when no PART is named.
 
     README.md beside this file says what each part does, and how to read it.
     """

@@ -1,8 +1,9 @@
 """
 The platform's stand-in: takes messages, keeps none, and says in its reply whether one was translated.
 
-Run as ``python bench/sink.py [CERTIFICATE KEY]``, it prints its port. With a certificate it offers STARTTLS, and AUTH
-once TLS is on. It is made to cost little: content is only searched for its end, and its head for the group's field.
+Run as ``python -m bench.sink ADDRESS PORT [CERTIFICATE KEY]``, it prints its port. With a certificate it offers
+STARTTLS, and AUTH once TLS is on. It is made to cost little: content is only searched for its end, and its head for the
+group's field. NOOP tells how many messages it has taken.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ TRANSLATED = TAKEN + b", translated"
 _GROUP = b"\r\nX-Cmail-GroupName: "
 _END = b"\r\n.\r\n"
 _HEAD_OCTETS = 4096
+_TAIL_OCTETS = 32
 _STALL_SECONDS = 3.0
 
 
@@ -24,9 +26,11 @@ class Session(asyncio.Protocol):
     """
     A client's session.
 
-    The end of content is found as the last octets received: a client that waits for the reply to its final dot sends
-    nothing behind it, and both the proxy and the load generator do wait.
+    The end of content is looked for in the last octets received: the proxy and the load generator send nothing behind
+    it before they have the reply, and Postfix no more than one command.
     """
+
+    taken = 0  # in all sessions
 
     def __init__(self, context: SSLContext | None) -> None:
         self._context = context
@@ -54,10 +58,14 @@ class Session(asyncio.Protocol):
     def _content(self, data: bytes) -> None:
         if len(self._head) < _HEAD_OCTETS:
             self._head += data[:_HEAD_OCTETS]
-        self._tail = (self._tail + data[-len(_END) :])[-len(_END) :]
-        if self._tail == _END:
+        self._tail = (self._tail + data[-_TAIL_OCTETS:])[-_TAIL_OCTETS:]
+        end = self._tail.rfind(_END)
+        if end >= 0:
             self._write((TRANSLATED if _GROUP in self._head else TAKEN) + b"\r\n")
             self._in_content = False
+            Session.taken += 1
+            if behind := self._tail[end + len(_END) :]:
+                self.data_received(behind)
         elif self._stalls and self._transport is not None:
             self._stalls = False
             self._transport.pause_reading()
@@ -87,7 +95,9 @@ class Session(asyncio.Protocol):
                 if self._transport is not None:
                     self._transport.close()
                 return b""
-            case b"RSET" | b"NOOP" | b"HELO":
+            case b"NOOP":
+                return b"250 2.0.0 %d taken\r\n" % Session.taken
+            case b"RSET" | b"HELO":
                 return b"250 2.0.0 OK\r\n"
         return b"500 5.5.1 unknown\r\n"
 
@@ -117,12 +127,12 @@ class Session(asyncio.Protocol):
             self._transport.write(data)
 
 
-async def _serve(context: SSLContext | None) -> None:
+async def _serve(address: str, port: int, context: SSLContext | None) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = await loop.create_server(lambda: Session(context), "127.0.0.1", 0, backlog=512)
+    server = await loop.create_server(lambda: Session(context), address, port, backlog=512)
     print(server.sockets[0].getsockname()[1], flush=True)
     await stop.wait()
     server.close()
@@ -132,4 +142,5 @@ if __name__ == "__main__":
     from bench.certificate import server_context
     from bench.loop import run
 
-    run(_serve(server_context(Path(sys.argv[1]), Path(sys.argv[2])) if len(sys.argv) > 2 else None))
+    files = [Path(name) for name in sys.argv[3:5]]
+    run(_serve(sys.argv[1], int(sys.argv[2]), server_context(*files) if files else None))

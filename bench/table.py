@@ -88,6 +88,19 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def share(mine: float | None, theirs: float | None) -> float | None:
+    """Give one value as a share of another."""
+    return mine / theirs if mine is not None and theirs else None
+
+
+def spread(values: Sequence[float | None]) -> list[str]:
+    """Write median, lowest and highest."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return [number(None)] * 3
+    return [number(median(found), 2), number(min(found), 2), number(max(found), 2)]
+
+
 def number(value: float | None, digits: int = 0) -> str:
     """Write a number; a dash where there is none."""
     return "-" if value is None else f"{value:,.{digits}f}"

@@ -165,7 +165,6 @@ class DeliverParts:
             track_opens=tracking.opens,
             track_clicks=tracking.clicks,
             clock=time.time,
-            wake=self._wake,
         )
         self._retry = RetrySettings(
             first_seconds=deliver.retry.first_seconds,
@@ -176,7 +175,7 @@ class DeliverParts:
         )
         self._courier = courier_of(settings)
         self._notices = Notices(settings.hostname, lambda: f"{new_id()}.n", destination, deliver.retry.expire_seconds)
-        self._signer = signer
+        self._signer = signer if deliver.dkim else None
         self._queue: Queue | None = None
         self._due = {"depth": 0.0, "sweep": 0.0}
 
@@ -202,6 +201,7 @@ class DeliverParts:
             most_each=most_each,
         )
         self._queue.start()
+        self.route.queue = self._queue
 
     async def tick(self) -> None:
         """Measure the queue, and forget what is old."""

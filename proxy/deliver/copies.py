@@ -20,10 +20,12 @@ class Copies:
     Args:
         base_url: Where readers reach the public pages, without a slash at its end.
         keys: Sign the tokens; None where nothing is tracked.
-        signer: Signs messages with DKIM.
+        signer: Signs messages with DKIM; None where nothing is signed.
     """
 
-    def __init__(self, base_url: str, keys: TokenKeys | None, signer: Signer, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, base_url: str, keys: TokenKeys | None, signer: Signer | None, clock: Callable[[], float]
+    ) -> None:
         self._base_url = base_url
         self._keys = keys
         self._signer = signer
@@ -60,4 +62,6 @@ class Copies:
         return url
 
     def _signed(self, content: bytes) -> bytes:
+        if self._signer is None:
+            return content
         return self._signer.sign(content, datetime.fromtimestamp(self._clock(), UTC)) + content

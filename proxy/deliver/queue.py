@@ -108,6 +108,8 @@ class Queue:
         self._memory = _Memory()
         self._counts: Counter[str] = Counter()  # recipients of each destination that are attempted, or wait for it
         self._under_way: set[tuple[str, int]] = set()  # the same, each by message and number
+        self._reserved = 0  # recipients of messages that are just being kept; in _counts, too
+        self._more = True  # whether something may be due that there was no room for
 
     def start(self) -> None:
         """Begin to work."""
@@ -116,6 +118,40 @@ class Queue:
     def wake(self) -> None:
         """Look for what is due at once."""
         self._woken.set()
+
+    def reserve(self, recipients: Sequence[Recipient]) -> float:
+        """
+        Make room for a message that will be kept with a lease of ours; :meth:`begin` or :meth:`give_back` is next.
+
+        Returns:
+            The end of the lease; 0 where it is to wait in the store. Half of the room is left for what waits there.
+        """
+        destinations = Counter(each.destination for each in recipients)
+        if self._stopping or 2 * (len(self._under_way) + self._reserved + len(recipients)) > self._most:
+            return 0.0
+        if any(2 * (self._counts[name] + number) > self._most_each for name, number in destinations.items()):
+            return 0.0
+        if not destinations.keys().isdisjoint(self._courier.paused()):
+            return 0.0
+        self._counts.update(destinations)
+        self._reserved += len(recipients)
+        return self._clock() + LEASE_SECONDS
+
+    def give_back(self, recipients: Sequence[Recipient]) -> None:
+        """Free the room that was reserved."""
+        self._reserved -= len(recipients)
+        for each in recipients:
+            self._free(each.destination, 1)
+
+    def begin(self, item: Item, content: bytes) -> None:
+        """
+        Attempt a message that was kept with a lease of ours, in the room that was given back just now.
+
+        Args:
+            content: What was kept; empty where it is to be read.
+        """
+        for destination, recipients in self._by_destination(item).items():
+            self._begin(item, destination, recipients, content)
 
     async def stop(self, seconds: float) -> None:
         """
@@ -164,7 +200,8 @@ class Queue:
 
     async def _take(self) -> bool:
         """Begin attempts for what is due and has room; False when there is nothing to do for now."""
-        room = self._most - len(self._under_way)
+        room = self._most - len(self._under_way) - self._reserved
+        self._more = True
         if room <= 0:
             return False  # an attempt that ends wakes us
         now = self._clock()
@@ -173,15 +210,19 @@ class Queue:
             now, now + LEASE_SECONDS, room, {*self._courier.paused(), *crowded}, self._most_each
         )
         for each in leased:
-            by_destination: dict[str, list[Recipient]] = {}
-            for recipient in each.item.recipients:
-                if (each.item.id, recipient.number) not in self._under_way:  # else the clock was set: it is under way
-                    by_destination.setdefault(recipient.destination, []).append(recipient)
-            for destination, recipients in by_destination.items():
+            for destination, recipients in self._by_destination(each.item).items():
                 self._begin(each.item, destination, recipients)
+        self._more = bool(leased or crowded)
         return bool(leased)
 
-    def _begin(self, item: Item, destination: str, recipients: Sequence[Recipient]) -> None:
+    def _by_destination(self, item: Item) -> dict[str, list[Recipient]]:
+        found: dict[str, list[Recipient]] = {}
+        for recipient in item.recipients:
+            if (item.id, recipient.number) not in self._under_way:  # else the clock was set: it is under way
+                found.setdefault(recipient.destination, []).append(recipient)
+        return found
+
+    def _begin(self, item: Item, destination: str, recipients: Sequence[Recipient], content: bytes = b"") -> None:
         keys = {(item.id, each.number) for each in recipients}
         self._under_way |= keys
         self._counts[destination] += len(keys)
@@ -189,20 +230,23 @@ class Queue:
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self._under_way.difference_update(keys)
-            self._counts[destination] -= len(keys)
-            if self._counts[destination] <= 0:
-                del self._counts[destination]
-            self._woken.set()
+            self._free(destination, len(keys))
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._watcher.trouble(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
-        task = asyncio.get_running_loop().create_task(self._attempt(item, destination, recipients))
+        task = asyncio.get_running_loop().create_task(self._attempt(item, destination, recipients, content))
         self._tasks.add(task)
         task.add_done_callback(done)
 
-    async def _attempt(self, item: Item, destination: str, recipients: Sequence[Recipient]) -> None:
+    def _free(self, destination: str, number: int) -> None:
+        self._counts[destination] -= number
+        if self._more and 4 * self._counts[destination] <= 3 * self._most_each:  # some at a time, not each that ends
+            self._woken.set()
+        if self._counts[destination] <= 0:
+            del self._counts[destination]
+
+    async def _attempt(self, item: Item, destination: str, recipients: Sequence[Recipient], content: bytes) -> None:
         """Attempt a message for its recipients at one destination, and write what came of it."""
-        content = b""
         give_back_at = asyncio.get_running_loop().time() + _WAIT_SECONDS
 
         async def load() -> Mail:
@@ -210,7 +254,7 @@ class Queue:
             await loaded.enter_async_context(self._memory.of(item.size_octets))
             if asyncio.get_running_loop().time() > give_back_at:
                 raise _NoTurnError
-            content = await self._store.content(item.id)
+            content = content or await self._store.content(item.id)
             copies = self._copies.of(item, content, recipients)
             return Mail(
                 item.reverse_path,

@@ -8,11 +8,13 @@ are composed at a time. Source: RFC 5321, 4.2.5 and 6.1 (250 is a promise); RFC 
 import asyncio
 import errno
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import IO, Protocol
+
+from attrs import evolve
 
 from proxy.compose.fields import Prepared, prepare, without_dots
 from proxy.compose.steps import Composed, Options
@@ -26,6 +28,7 @@ from proxy.spool.store import Store, StoreError, StoreFullError
 IN_MEMORY_OCTETS = 262_144
 _COMPOSED_AT_ONCE = 4
 _LARGE_OCTETS = 1 << 20
+_AT_HAND_OCTETS = 32_768  # larger ones do not wait for their attempt in memory
 
 RCPT_OK = Reply(250, "2.1.5", "OK")
 NO_DOMAIN = Reply(553, "5.1.3", "The address has no domain, so there is nowhere to send it")
@@ -56,6 +59,22 @@ class Watcher(Protocol):
         """A message could not be made durable."""
 
 
+class Attempts(Protocol):
+    """Who attempts what is kept, see ``Queue``."""
+
+    def wake(self) -> None:
+        """Look for what is due at once."""
+
+    def reserve(self, recipients: Sequence[Recipient]) -> float:
+        """Make room for a message; gives the end of the lease to keep it with, or 0 where there is no room."""
+
+    def give_back(self, recipients: Sequence[Recipient]) -> None:
+        """Free room that was reserved."""
+
+    def begin(self, item: Item, content: bytes) -> None:
+        """Attempt a message that is durable by now, and leased."""
+
+
 class DeliverRoute:
     """
     The route; one for each process.
@@ -65,7 +84,9 @@ class DeliverRoute:
         folder: For temporary files, on the disk of the store.
         destination: Gives what is connected to for an address, or None where there is nowhere to send it.
         track_opens, track_clicks: Whether they are tracked where a message does not say no.
-        wake: Called when there is something new in the store.
+
+    Attributes:
+        queue: Who attempts what is kept; set once it works.
     """
 
     def __init__(
@@ -80,7 +101,6 @@ class DeliverRoute:
         track_opens: bool,
         track_clicks: bool,
         clock: Callable[[], float],
-        wake: Callable[[], None],
     ) -> None:
         self.store = store
         self.composer = composer
@@ -91,7 +111,7 @@ class DeliverRoute:
         self.track_opens = track_opens
         self.track_clicks = track_clicks
         self.clock = clock
-        self.wake = wake
+        self.queue: Attempts | None = None
         self.turns = asyncio.Semaphore(_COMPOSED_AT_ONCE)
 
     @property
@@ -129,18 +149,13 @@ class DeliverTransaction:
         """Take the message, compose it, and keep it; the answer is ours."""
         route = self._route
         try:
-            with tempfile.SpooledTemporaryFile(IN_MEMORY_OCTETS, dir=str(route.folder)) as taken:
-                taken.write(head)
-                octets = len(head)
-                while not content.complete:
-                    chunk = await content.read()
-                    taken.write(chunk)
-                    octets += len(chunk)
-                if octets <= _LARGE_OCTETS:
-                    item = await self._keep(_whole(taken), about)
-                else:
-                    async with route.turns:
-                        item = await self._keep(_whole(taken), about)
+            taken = bytearray(head)
+            while not content.complete and len(taken) <= IN_MEMORY_OCTETS:
+                taken += await content.read()
+            if content.complete:
+                item = await self._keep(without_dots(bytes(taken)), about)
+            else:
+                item = await self._keep_large(taken, content, about)
         except StoreError as error:
             route.watcher.not_kept(error)
             reply = FULL if isinstance(error, StoreFullError) else NOT_KEPT
@@ -150,8 +165,20 @@ class DeliverTransaction:
                 raise
             route.watcher.not_kept(StoreFullError(error.strerror or "no room"))
             return Sent(FULL, "failed", error.strerror or "no room")
-        route.wake()
         return Sent(Reply(250, "2.0.0", f"Message queued as {item.id}"), "queued", f"{item.size_octets} octets kept")
+
+    async def _keep_large(self, begun: bytearray, content: Content, about: About) -> Item:
+        """Take the rest into a file, and go on when it is this message's turn."""
+        route = self._route
+        with tempfile.TemporaryFile(dir=route.folder) as taken:
+            octets = taken.write(begun)
+            begun.clear()
+            while not content.complete:
+                octets += taken.write(await content.read())
+            if octets <= _LARGE_OCTETS:
+                return await self._keep(_whole(taken), about)
+            async with route.turns:
+                return await self._keep(_whole(taken), about)
 
     async def _keep(self, content: bytes, about: About) -> Item:
         route = self._route
@@ -165,9 +192,25 @@ class DeliverTransaction:
         route.watcher.composed(monotonic() - started, composed)
         kept, layout = kept_of(composed)
         item = self._item(about, prepared, layout, composed, len(kept), now)
-        suppressed = await route.store.add(item, kept, 0)
-        route.watcher.kept(item, len(suppressed))
+        await self._add(item, kept)
         return item
+
+    async def _add(self, item: Item, kept: bytes) -> None:
+        """Make it durable, and have it attempted: at once where there is room, without reading it back."""
+        route, queue = self._route, self._route.queue
+        lease_until = queue.reserve(item.recipients) if queue is not None and not item.not_before else 0.0
+        try:
+            suppressed = await route.store.add(item, kept, lease_until)
+        finally:
+            if queue is not None and lease_until:
+                queue.give_back(item.recipients)
+        route.watcher.kept(item, len(suppressed))
+        if queue is not None and lease_until:
+            pending = [each for each in item.recipients if each.number not in suppressed]
+            begun = tuple(evolve(each, attempts=each.attempts + 1) for each in pending)
+            queue.begin(evolve(item, recipients=begun), kept if len(kept) <= _AT_HAND_OCTETS else b"")
+        elif queue is not None:
+            queue.wake()
 
     def _options(self, prepared: Prepared) -> Options:
         wishes = prepared.wishes

@@ -17,13 +17,15 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import attrs
+from attrs import frozen
 
 from proxy.spool import schema
 from proxy.spool.item import (
@@ -45,7 +47,10 @@ from proxy.spool.writer import Writer
 
 INLINE_OCTETS = 262_144
 _NEVER = 1e18
+_DAY_SECONDS = 86_400
+_MOST_VALUES = 500  # in one statement; some builds of SQLite know no more than 999
 _BUSY_MILLISECONDS = 10_000
+_LOG_PAGES = 4000  # 16 MB: pages that change with every commit go from the log into the file once for so many
 _ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
 _ITEM += "notice, layout, failed_steps"
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})  # of a file: no later time will mend it
@@ -81,33 +86,29 @@ class SqliteStore:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         schema.prepare(connection)
         (self._folder / "spool.db").chmod(0o600)
         return connection
 
     async def add(self, item: Item, content: bytes, lease_until: float) -> frozenset[int]:
-        kept = _Kept(item, content)
-
-        def work(connection: sqlite3.Connection) -> frozenset[int]:
-            checked = self._add(connection, kept, lease_until)
-            return frozenset(each.number for each in checked.recipients if each.state is State.SUPPRESSED)
-
+        kept = _Kept(item, content, lease_until)
         try:
-            return await self._writer.do(work)
+            return await self._writer.do_together(self._add_all, kept)
         except StoreError:
             if kept.written:  # where there is no room, what nobody will ever read must not take any
                 self._path(item.id).unlink(missing_ok=True)
             raise
 
-    def _add(self, connection: sqlite3.Connection, kept: "_Kept", lease_until: float) -> Item:
-        """In a transaction: insert a message."""
-        item = kept.item if kept.item.notice else _checked(connection, kept.item)
-        # First the row, which an id that exists refuses: its file must stay as it is.
-        _insert(connection, item, kept, lease_until, self._owners.own() if lease_until else "")
-        if kept.in_file:
-            kept.written = True
-            self._write_content(item.id, kept.content)
-        return item
+    def _add_all(self, connection: sqlite3.Connection, new: list["_Kept"]) -> list[frozenset[int]]:
+        """In a transaction: insert messages; gives the numbers of the suppressed recipients of each."""
+        # First the rows, which an id that exists refuses: its file must stay as it is.
+        suppressed = _insert_all(connection, new, self._owners.own() if any(each.lease_until for each in new) else "")
+        for kept in new:
+            if kept.in_file:
+                kept.written = True
+                self._write_content(kept.item.id, kept.content)
+        return suppressed
 
     async def lease(
         self, now: float, lease_until: float, limit: int, without: Collection[str] = (), limit_each: int | None = None
@@ -148,21 +149,22 @@ class SqliteStore:
         notices: Sequence[Notice] = (),
         suppressions: Sequence[Suppression] = (),
     ) -> list[Notice]:
-        contents = [(notice, _Kept(notice.item, notice.content)) for notice in notices]
+        return await self._writer.do_together(self._settle_all, _Settled(changes, now, notices, suppressions))
 
-        def work(connection: sqlite3.Connection) -> list[Notice]:
-            changed = _settle(connection, changes, now)
-            for each in suppressions:
-                _suppress(connection, each)
+    def _settle_all(self, connection: sqlite3.Connection, settled: list["_Settled"]) -> list[list[Notice]]:
+        """In a transaction: write what attempts brought; gives the notices of each that were kept."""
+        told_of: list[list[Notice]] = []
+        for each, changed in zip(settled, _change_all(connection, settled), strict=True):
+            for entry in each.suppressions:
+                _suppress(connection, entry)
             told = []
-            for notice, kept in contents:
+            for notice in each.notices:
                 if notice.about in changed and not _told(connection, notice):
-                    self._add(connection, kept, 0)
+                    self._add_all(connection, [_Kept(notice.item, notice.content)])
                     _write_event(connection, notice.about, notice.event)
                     told.append(notice)
-            return told
-
-        return await self._writer.do(work)
+            told_of.append(told)
+        return told_of
 
     async def set_aside(self, message_id: str, reason: str, now: float) -> None:
         await self._writer.do(lambda connection: _set_aside(connection, message_id, reason, now))
@@ -184,9 +186,10 @@ class SqliteStore:
                 (message_id, recipient),
             )
             _write_event(connection, message_id, Event(at, kind, recipient, target))  # type: ignore[arg-type]
-            _count(connection, at, row[1], f"{kind}_total", 1)
-            if not row[0]:
-                _count(connection, at, row[1], kind, 1)
+            counts = _Counts()
+            counts.add(at, row[1], f"{kind}_total", 1)
+            counts.add(at, row[1], kind, 0 if row[0] else 1)
+            counts.write(connection)
             return True
 
         return await self._writer.do(work)
@@ -389,14 +392,24 @@ class SqliteStore:
 
 
 class _Kept:
-    """What is to be inserted; ``written`` once there may be a file of it."""
+    """What is to be inserted, see ``Store.add``; ``written`` once there may be a file of it."""
 
-    def __init__(self, item: Item, content: bytes) -> None:
+    def __init__(self, item: Item, content: bytes, lease_until: float = 0.0) -> None:
         self.item = item
         self.content = content
-        self.digest = hashlib.sha256(content).digest()
+        self.lease_until = lease_until
         self.in_file = len(content) > INLINE_OCTETS
         self.written = False
+
+
+@frozen
+class _Settled:
+    """What is to be settled, see ``Store.settle``."""
+
+    changes: Sequence[Change]
+    now: float
+    notices: Sequence[Notice]
+    suppressions: Sequence[Suppression]
 
 
 def _sync_folder(folder: Path) -> None:
@@ -426,17 +439,26 @@ def _intact(content: bytes, digest: bytes) -> bytes:
 # Work on the database, each within a transaction of the writer
 
 
-def _checked(connection: sqlite3.Connection, item: Item) -> Item:
+def _suppressed_of(connection: sqlite3.Connection, items: Iterable[Item]) -> dict[str, str]:
+    """Give those recipients of messages that are on the suppression list, in lower case, with the reason."""
+    addresses = tuple({each.address.lower() for item in items if not item.notice for each in item.recipients})
+    reasons: dict[str, str] = {}
+    for start in range(0, len(addresses), _MOST_VALUES):
+        some = addresses[start : start + _MOST_VALUES]
+        marks = ",".join("?" * len(some))
+        reasons.update(
+            connection.execute(
+                f"SELECT address, reason FROM suppression WHERE address IN ({marks})",  # noqa: S608
+                some,
+            ).fetchall()
+        )
+    return reasons
+
+
+def _checked(item: Item, reasons: dict[str, str]) -> Item:
     """Mark the recipients that are on the suppression list."""
-    addresses = tuple({each.address.lower() for each in item.recipients})
-    marks = ",".join("?" * len(addresses))
-    rows = connection.execute(
-        f"SELECT address, reason FROM suppression WHERE address IN ({marks})",  # noqa: S608
-        addresses,
-    ).fetchall()
-    if not rows:
+    if item.notice or not reasons:
         return item
-    reasons = dict(rows)
     recipients = [
         attrs.evolve(each, state=State.SUPPRESSED, reply=reasons[each.address.lower()])
         if each.address.lower() in reasons
@@ -472,48 +494,86 @@ def _told(connection: sqlite3.Connection, notice: Notice) -> bool:
     )
 
 
-def _insert(connection: sqlite3.Connection, item: Item, kept: _Kept, lease_until: float, owner: str) -> None:
-    pending = [each for each in item.recipients if each.state is State.PENDING]
-    final_at = None if pending else item.received_at
-    connection.execute(
+def _insert_all(connection: sqlite3.Connection, new: Sequence[_Kept], owner: str) -> list[frozenset[int]]:
+    """Insert messages, a statement for each table; gives the numbers of the suppressed recipients of each."""
+    reasons = _suppressed_of(connection, [kept.item for kept in new])
+    messages: list[tuple[Any, ...]] = []
+    recipients: list[tuple[Any, ...]] = []
+    events: list[tuple[Any, ...]] = []
+    due: dict[str, float] = {}
+    counts = _Counts()
+    suppressed_of: list[frozenset[int]] = []
+    for kept in new:
+        item = _checked(kept.item, reasons)
+        messages.append(_message_row(item, kept))
+        recipients += [_recipient_row(item, each, kept.lease_until, owner) for each in item.recipients]
+        events += [_event_row(item.id, event) for event in _first_events(item)]
+        pending = [each for each in item.recipients if each.state is State.PENDING]
+        for each in pending:
+            at = max(each.next_attempt_at, kept.lease_until)
+            due[each.destination] = min(due.get(each.destination, at), at)
+        suppressed = frozenset(each.number for each in item.recipients if each.state is State.SUPPRESSED)
+        if not item.notice:  # our own notices are nobody's campaign
+            counts.add(item.received_at, item.group, "received", 1)
+            counts.add(item.received_at, item.group, "sent", len(pending))
+            counts.add(item.received_at, item.group, "suppressed", len(suppressed))
+        suppressed_of.append(suppressed)
+    connection.executemany(
         f"INSERT INTO message ({_ITEM}, in_file, digest, final_at) VALUES ({','.join('?' * 17)})",  # noqa: S608
-        (
-            *(item.id, item.received_at, item.reverse_path, item.group, item.login, item.provider, item.subject),
-            *(item.size_octets, item.eight_bit, item.smtputf8, item.not_before, item.notice),
-            json.dumps(attrs.asdict(item.layout), separators=(",", ":")),
-            json.dumps(item.failed_steps),
-            *(kept.in_file, kept.digest, final_at),
-        ),
+        messages,
     )
-    if not kept.in_file:
-        connection.execute("INSERT INTO content (message_id, octets) VALUES (?, ?)", (item.id, kept.content))
+    connection.executemany(
+        "INSERT INTO content (message_id, octets) VALUES (?, ?)",
+        [(kept.item.id, kept.content) for kept in new if not kept.in_file],
+    )
     connection.executemany(
         "INSERT INTO recipient (message_id, number, address, destination, state, attempts, next_attempt_at, reply, "
         "remote_host, owner) VALUES (?,?,?,?,?,?,?,?,?,?)",
-        [
-            (
-                *(item.id, each.number, each.address, each.destination, each.state.value),
-                *(each.attempts, max(each.next_attempt_at, lease_until), each.reply, each.remote_host),
-                owner if each.state is State.PENDING else "",
-            )
-            for each in item.recipients
-        ],
+        recipients,
     )
-    for destination in {each.destination for each in pending}:
-        due_at = min(max(each.next_attempt_at, lease_until) for each in pending if each.destination == destination)
-        _due(connection, destination, due_at)
-    _write_event(connection, item.id, Event(item.received_at, "received", None, f"{item.size_octets} octets"))
+    connection.executemany(_INSERT_EVENT, events)
+    for destination, at in due.items():
+        _due(connection, destination, at)
+    counts.write(connection)
+    return suppressed_of
+
+
+def _message_row(item: Item, kept: _Kept) -> tuple[Any, ...]:
+    is_pending = any(each.state is State.PENDING for each in item.recipients)
+    return (
+        *(item.id, item.received_at, item.reverse_path, item.group, item.login, item.provider, item.subject),
+        *(item.size_octets, item.eight_bit, item.smtputf8, item.not_before, item.notice),
+        _layout(item.layout),
+        json.dumps(item.failed_steps) if item.failed_steps else "[]",
+        *(kept.in_file, hashlib.sha256(kept.content).digest(), None if is_pending else item.received_at),
+    )
+
+
+def _layout(layout: Layout) -> str:
+    fields = {name: getattr(layout, name) for name in ("head_octets", "html_octets", "encoding")}
+    slots = [{"position": each.position, "kind": each.kind, "target": each.target} for each in layout.slots]
+    return json.dumps({**fields, "slots": slots}, separators=(",", ":"))
+
+
+def _recipient_row(item: Item, recipient: Recipient, lease_until: float, owner: str) -> tuple[Any, ...]:
+    leased = bool(lease_until) and recipient.state is State.PENDING
+    return (
+        *(item.id, recipient.number, recipient.address, recipient.destination, recipient.state.value),
+        *(recipient.attempts + leased, max(recipient.next_attempt_at, lease_until)),
+        *(recipient.reply, recipient.remote_host, owner if leased else ""),
+    )
+
+
+def _first_events(item: Item) -> Iterable[Event]:
+    """Say how a message came to be kept."""
+    yield Event(item.received_at, "received", None, f"{item.size_octets} octets")
     for step, reason in item.failed_steps:
-        _write_event(connection, item.id, Event(item.received_at, "step_failed", None, f"{step}: {reason}"))
+        yield Event(item.received_at, "step_failed", None, f"{step}: {reason}")
     if item.not_before > item.received_at:
-        _write_event(connection, item.id, Event(item.received_at, "held", None, _moment(item.not_before)))
-    suppressed = [each for each in item.recipients if each.state is State.SUPPRESSED]
-    for each in suppressed:
-        _write_event(connection, item.id, Event(item.received_at, "suppressed", each.number, each.reply))
-    if not item.notice:  # our own notices are nobody's campaign
-        _count(connection, item.received_at, item.group, "received", 1)
-        _count(connection, item.received_at, item.group, "sent", len(pending))
-        _count(connection, item.received_at, item.group, "suppressed", len(suppressed))
+        yield Event(item.received_at, "held", None, _moment(item.not_before))
+    for each in item.recipients:
+        if each.state is State.SUPPRESSED:
+            yield Event(item.received_at, "suppressed", each.number, each.reply)
 
 
 def _due_destinations(connection: sqlite3.Connection, now: float, limit: int, without: Collection[str]) -> list[str]:
@@ -574,47 +634,58 @@ def _lease(
     return leased
 
 
-def _settle(connection: sqlite3.Connection, changes: Sequence[Change], now: float) -> set[str]:
-    """Write changes of recipients; gives the messages that any of them took effect for."""
-    changed: set[str] = set()
-    ended: set[str] = set()
+def _change_all(connection: sqlite3.Connection, settled: Sequence[_Settled]) -> list[set[str]]:
+    """Write changes of recipients; gives for each the messages that any of them took effect for."""
+    changed_of: list[set[str]] = []
+    updates: list[tuple[Any, ...]] = []
+    events: list[tuple[Any, ...]] = []
+    counts = _Counts()
     destinations: set[str] = set()
-    for change in changes:
-        row = connection.execute(
-            "SELECT r.destination, m.grp, m.notice, m.set_aside FROM recipient r JOIN message m ON m.id = r.message_id "
-            "WHERE r.message_id = ? AND r.number = ? AND r.state = 'pending'",
-            (change.message_id, change.number),
-        ).fetchone()
-        if row is None:
-            continue
-        destination, group, notice, aside = row
-        stays_aside = aside is not None and change.state is State.PENDING
-        connection.execute(
-            "UPDATE recipient SET state = ?, next_attempt_at = ?, reply = ?, remote_host = ?, owner = '', "
-            "attempts = max(attempts - ?, 0) WHERE message_id = ? AND number = ?",
-            (
-                *(change.state.value, _NEVER if stays_aside else change.next_attempt_at),
-                *(change.reply, change.remote_host, int(not change.attempted)),
-                *(change.message_id, change.number),
-            ),
-        )
-        if change.event is not None:
-            _write_event(connection, change.message_id, change.event)
-            if not notice and change.event.kind in _COUNTED:
-                _count(connection, now, group, _COUNTED[change.event.kind], 1)
-        destinations.add(destination)
-        changed.add(change.message_id)
-        if change.state is not State.PENDING:
-            ended.add(change.message_id)
+    ended: dict[tuple[str, int], float] = {}
+    for each in settled:
+        changed: set[str] = set()
+        for change in each.changes:
+            row = connection.execute(
+                "SELECT r.destination, m.grp, m.notice, m.set_aside FROM recipient r "
+                "JOIN message m ON m.id = r.message_id "
+                "WHERE r.message_id = ? AND r.number = ? AND r.state = 'pending'",
+                (change.message_id, change.number),
+            ).fetchone()
+            if row is None or (change.message_id, change.number) in ended:
+                continue
+            destination, group, notice, aside = row
+            stays_aside = aside is not None and change.state is State.PENDING
+            updates.append(
+                (
+                    *(change.state.value, _NEVER if stays_aside else change.next_attempt_at),
+                    *(change.reply, change.remote_host, int(not change.attempted)),
+                    *(change.message_id, change.number),
+                )
+            )
+            if change.event is not None:
+                events.append(_event_row(change.message_id, change.event))
+                if not notice and change.event.kind in _COUNTED:
+                    counts.add(each.now, group, _COUNTED[change.event.kind], 1)
+            destinations.add(destination)
+            changed.add(change.message_id)
+            if change.state is not State.PENDING:
+                ended[change.message_id, change.number] = each.now
+        changed_of.append(changed)
+    connection.executemany(
+        "UPDATE recipient SET state = ?, next_attempt_at = ?, reply = ?, remote_host = ?, owner = '', "
+        "attempts = max(attempts - ?, 0) WHERE message_id = ? AND number = ?",
+        updates,
+    )
+    connection.executemany(_INSERT_EVENT, events)
     for destination in destinations:
         _refresh(connection, destination)
-    for message_id in ended:
-        pending = connection.execute(
-            "SELECT 1 FROM recipient WHERE message_id = ? AND state = 'pending' LIMIT 1", (message_id,)
-        ).fetchone()
-        if pending is None:
-            connection.execute("UPDATE message SET final_at = ? WHERE id = ?", (now, message_id))
-    return changed
+    connection.executemany(
+        "UPDATE message SET final_at = ? WHERE id = ? AND NOT EXISTS "
+        "(SELECT 1 FROM recipient WHERE message_id = ? AND state = 'pending')",
+        {message_id: (now, message_id, message_id) for (message_id, _), now in ended.items()}.values(),
+    )
+    counts.write(connection)
+    return changed_of
 
 
 def _due(connection: sqlite3.Connection, destination: str, at: float) -> None:
@@ -639,18 +710,38 @@ def _refresh(connection: sqlite3.Connection, destination: str) -> None:
         )
 
 
+_INSERT_EVENT = "INSERT INTO event VALUES (?, ?, ?, ?, ?)"
+
+
+def _event_row(message_id: str, event: Event) -> tuple[Any, ...]:
+    return (message_id, event.at, event.kind, event.recipient, event.detail)
+
+
 def _write_event(connection: sqlite3.Connection, message_id: str, event: Event) -> None:
-    connection.execute(
-        "INSERT INTO event VALUES (?, ?, ?, ?, ?)", (message_id, event.at, event.kind, event.recipient, event.detail)
-    )
+    connection.execute(_INSERT_EVENT, _event_row(message_id, event))
 
 
-def _count(connection: sqlite3.Connection, at: float, group: str | None, kind: str, number: int) -> None:
-    if number:
-        connection.execute(
+class _Counts:
+    """Figures to be written together: many of a commit are of the same day and group."""
+
+    def __init__(self) -> None:
+        self._numbers: Counter[tuple[str, str, str]] = Counter()
+
+    def add(self, at: float, group: str | None, kind: str, number: int) -> None:
+        if number:
+            self._numbers[_day(int(at // _DAY_SECONDS)), group or UNGROUPED, kind] += number
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        connection.executemany(
             "INSERT INTO figures VALUES (?, ?, ?, ?) ON CONFLICT (day, grp, kind) DO UPDATE SET n = n + excluded.n",
-            (_moment(at)[:10], group or UNGROUPED, kind, number),
+            [(*key, number) for key, number in self._numbers.items()],
         )
+
+
+@lru_cache(maxsize=16)
+def _day(number: int) -> str:
+    """Name a day, counted since the epoch."""
+    return _moment(number * _DAY_SECONDS)[:10]
 
 
 def _moment(at: float) -> str:

@@ -15,19 +15,27 @@ from typing import Any, Generic, TypeVar
 from proxy.spool.store import StoreError, StoreFullError
 
 T = TypeVar("T")
+A = TypeVar("A")
 Work = Callable[[sqlite3.Connection], T]
+Batch = Callable[[sqlite3.Connection, list[A]], list[T]]
+"""Work for many callers at a time; gives a value for each, in their order."""
 
 _MOST_AT_ONCE = 500
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
-class _Job(Generic[T]):
-    __slots__ = ("future", "loop", "work")
+class _Job(Generic[A, T]):
+    __slots__ = ("argument", "future", "loop", "work")
 
-    def __init__(self, work: Work[T], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, work: Batch[A, T], argument: A, loop: asyncio.AbstractEventLoop) -> None:
         self.work = work
+        self.argument = argument
         self.loop = loop
         self.future: asyncio.Future[T] = loop.create_future()
+
+
+def _run_each(connection: sqlite3.Connection, works: list[Work[T]]) -> list[T]:
+    return [work(connection) for work in works]
 
 
 class Writer:
@@ -42,7 +50,7 @@ class Writer:
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job[Any, Any] | None] = SimpleQueue()
         self._connect = connect
         self._failure: BaseException | None = None
         self._opened = threading.Event()
@@ -62,10 +70,18 @@ class Writer:
         Raises:
             StoreError: It failed, and nothing of it is left.
         """
-        job = _Job(work, asyncio.get_running_loop())
+        return await self.do_together(_run_each, work)
+
+    async def do_together(self, work: Batch[A, T], argument: A) -> T:
+        """
+        Do work as :meth:`do` does, at one go with what others asked of the same *work* for the same commit.
+
+        A statement costs the thread more than what it does: it lets go of the interpreter, and waits to get it back.
+        """
+        job = _Job(work, argument, asyncio.get_running_loop())
         self._jobs.put(job)
-        # Shielded, because the work is done all the same: a caller that leaves must not leave a half-known state.
-        return await asyncio.shield(job.future)
+        # A caller that is cancelled leaves no half-known state: the thread does the work all the same.
+        return await job.future
 
     async def close(self) -> None:
         """Finish what was asked for, and end the thread."""
@@ -94,27 +110,32 @@ class Writer:
                 self._tell(work, self._together(connection, work) or self._each(connection, work))
         connection.close()
 
-    def _together(self, connection: sqlite3.Connection, jobs: list[_Job[Any]]) -> list[_Outcome] | None:
+    def _together(self, connection: sqlite3.Connection, jobs: list[_Job[Any, Any]]) -> list[_Outcome] | None:
         """All in one commit; None where any of it failed, with nothing done."""
         try:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:  # another process has it for too long: it will not be better for each alone
             return [(job.future, None, store_error(error)) for job in jobs]
         try:
-            outcomes: list[_Outcome] = [(job.future, job.work(connection), None) for job in jobs]
+            together: dict[Batch[Any, Any], list[_Job[Any, Any]]] = {}
+            for job in jobs:
+                together.setdefault(job.work, []).append(job)
+            values: dict[_Job[Any, Any], Any] = {}
+            for work, each in together.items():
+                values.update(zip(each, work(connection, [job.argument for job in each]), strict=True))
             connection.execute("COMMIT")
         except BaseException:  # whatever it is, each one is told its own below
             _roll_back(connection)
             return None
-        return outcomes
+        return [(job.future, values[job], None) for job in jobs]
 
-    def _each(self, connection: sqlite3.Connection, jobs: list[_Job[Any]]) -> list[_Outcome]:
+    def _each(self, connection: sqlite3.Connection, jobs: list[_Job[Any, Any]]) -> list[_Outcome]:
         """Each in a commit of its own, so that one that fails costs no other."""
         outcomes: list[_Outcome] = []
         for job in jobs:
             try:
                 connection.execute("BEGIN IMMEDIATE")
-                value = job.work(connection)
+                (value,) = job.work(connection, [job.argument])
                 connection.execute("COMMIT")
                 outcomes.append((job.future, value, None))
             except BaseException as error:  # told to who asked for it
@@ -123,7 +144,7 @@ class Writer:
         return outcomes
 
     @staticmethod
-    def _tell(jobs: list[_Job[Any]], outcomes: list[_Outcome]) -> None:
+    def _tell(jobs: list[_Job[Any, Any]], outcomes: list[_Outcome]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
         for job, outcome in zip(jobs, outcomes, strict=True):
             by_loop.setdefault(job.loop, []).append(outcome)
