@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -34,8 +35,10 @@ _PAUSE_SECONDS = 0.3
 _RATE_GOAL = 0.8
 _MEMORY_GOAL_MB = 10.0
 
-# Mail hosts listen on port 25, and name servers on port 53: these are addresses of this machine that nobody uses.
-_NAME_SERVER, _ALIVE, _REFUSES, _STALLS = "127.77.0.53", "127.77.0.25", "127.77.0.26", "127.77.0.27"
+# Mail hosts listen on port 25, and name servers on port 53, so a run needs addresses of this machine for itself:
+# the first network below 127.77.0.0/16 in which its name server may listen.
+_NETWORKS = 256
+_NAME_SERVER, _ALIVE, _REFUSES, _STALLS = ".53", ".25", ".26", ".27"
 _HOSTS = {"example.net": _ALIVE, "refuses.example.org": _REFUSES, "stalls.example.org": _STALLS}
 EMPTY, REFUSED, STALLED = "no backlog", "backlog, refused", "backlog, stalls"
 _DESTINATIONS = {EMPTY: "", REFUSED: "refuses.example.org", STALLED: "stalls.example.org"}
@@ -66,9 +69,9 @@ def measure(options: Options, folder: Path, progress: Callable[[str], None]) -> 
     memory: list[_Memory] = []
     with contextlib.ExitStack() as stack:
         disk = stack.enter_context(core.on_disk(folder))
-        stack.enter_context(_name_server())
-        stack.enter_context(_stalling())
-        sink = stack.enter_context(Sink(disk, None, _ALIVE, 25))
+        network = stack.enter_context(_name_server())
+        stack.enter_context(_stalling(network))
+        sink = stack.enter_context(Sink(disk, None, network + _ALIVE, 25))
         taken = stack.enter_context(sink.counter())
         peers: list[Peer] = []
         for name, destination in _DESTINATIONS.items():
@@ -77,7 +80,7 @@ def measure(options: Options, folder: Path, progress: Callable[[str], None]) -> 
                 progress(f"backlog: {queued:,} messages for {destination}")
                 data.mkdir(mode=0o700)
                 asyncio.run(_fill(data, destination, queued))
-            sections = core.settings(data, _by_mx(), options.workers)
+            sections = core.settings(data, _by_mx(network), options.workers)
             peers.append(stack.enter_context(Proxy(name, disk, sections)).wait().peer(core.QUEUED))
         progress("backlog: to the domain of a working host, 20 connections, kept")
         for peer in peers:
@@ -100,10 +103,14 @@ def measure(options: Options, folder: Path, progress: Callable[[str], None]) -> 
     return Report(heading, options.command("backlog"), tables, rows, notes)
 
 
-def _by_mx() -> dict[str, Any]:
+def _by_mx(network: str) -> dict[str, Any]:
     # As many connections as there are clients, so that the domain that works is no bottleneck.
-    networks = ["127.77.0.0/24"]
-    return {"via": "mx", "nameservers": [_NAME_SERVER], "allow_networks": networks, "per_destination": core.SESSIONS}
+    return {
+        "via": "mx",
+        "nameservers": [network + _NAME_SERVER],
+        "allow_networks": [f"{network}.0/24"],
+        "per_destination": core.SESSIONS,
+    }
 
 
 async def _fill(data: Path, destination: str, count: int) -> None:
@@ -125,36 +132,49 @@ async def _fill(data: Path, destination: str, count: int) -> None:
 
 
 @contextlib.contextmanager
-def _stalling() -> Iterator[None]:
+def _stalling(network: str) -> Iterator[None]:
     """Listen, and leave it at that: the system takes the connections."""
-    with socket.create_server((_STALLS, 25), backlog=512):
+    with socket.create_server((network + _STALLS, 25), backlog=512):
         yield
 
 
 @contextlib.contextmanager
-def _name_server() -> Iterator[None]:
-    """Answer for the domains of this part, in a thread."""
+def _name_server() -> Iterator[str]:
+    """Answer for the domains of this part, in a thread; the value is the network, as in ``127.77.0``."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind((_NAME_SERVER, 53))
+        network = _bind(server)
         server.settimeout(0.2)
         stop = threading.Event()
-        thread = threading.Thread(target=_answer_all, args=(server, stop), daemon=True)
+        thread = threading.Thread(target=_answer_all, args=(server, network, stop), daemon=True)
         thread.start()
         try:
-            yield
+            yield network
         finally:
             stop.set()
             thread.join()
 
 
-def _answer_all(server: socket.socket, stop: threading.Event) -> None:
+def _bind(server: socket.socket) -> str:
+    for index in range(_NETWORKS):
+        network = f"127.77.{index}"
+        try:
+            server.bind((network + _NAME_SERVER, 53))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return network
+    raise OSError(errno.EADDRINUSE, f"port 53 is taken in all {_NETWORKS} networks below 127.77.0.0/16")
+
+
+def _answer_all(server: socket.socket, network: str, stop: threading.Event) -> None:
     while not stop.is_set():
         with contextlib.suppress(OSError, dns.exception.DNSException):
             data, client = server.recvfrom(4096)
-            server.sendto(_answer(dns.message.from_wire(data)).to_wire(), client)
+            server.sendto(_answer(dns.message.from_wire(data), network).to_wire(), client)
 
 
-def _answer(query: dns.message.Message) -> dns.message.Message:
+def _answer(query: dns.message.Message, network: str) -> dns.message.Message:
     answer = dns.message.make_response(query)
     answer.flags |= dns.flags.AA
     question = query.question[0]
@@ -163,7 +183,7 @@ def _answer(query: dns.message.Message) -> dns.message.Message:
     if kind == "MX" and name in _HOSTS:
         answer.answer.append(dns.rrset.from_text(question.name, 3600, "IN", "MX", f"10 mail.{name}."))
     elif kind == "A" and host in _HOSTS:
-        answer.answer.append(dns.rrset.from_text(question.name, 3600, "IN", "A", _HOSTS[host]))
+        answer.answer.append(dns.rrset.from_text(question.name, 3600, "IN", "A", network + _HOSTS[host]))
     return answer
 
 
