@@ -9,25 +9,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from proxy import __version__
+from proxy.cli_common import CONFIG, fail, loaded, stop
 from proxy.problems import Problem, ProblemsError
-from proxy.settings import CONFIG_VARIABLE, TOKENS_FILE, Settings, check, load, load_rules
+from proxy.settings import TOKENS_FILE, Settings, check, load, load_rules
 
 if TYPE_CHECKING:
     from proxy.inbound.tokens import TokenStore
     from proxy.translate.engine import Engine
-
-_CONFIG = click.option(
-    "--config",
-    "config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar=CONFIG_VARIABLE,
-    help=f"Settings file (YAML). Also by {CONFIG_VARIABLE}; single settings by CMAIL_PROXY_… variables.",
-)
 
 
 class _Commands(click.Group):
@@ -60,7 +53,7 @@ def main() -> None:
 
 
 @main.command()
-@_CONFIG
+@CONFIG
 def serve(config: Path | None) -> None:
     """
     Take mail and send it on, until SIGTERM.
@@ -75,7 +68,7 @@ def serve(config: Path | None) -> None:
     from proxy.listening import BindError
     from proxy.record.log import Log, Output
 
-    settings = _checked(_loaded(config) if config else _embedded(_loaded(None)))
+    settings = _checked(loaded(config) if config else _embedded(loaded(None)))
     log = Log(settings.log.level, settings.log.format, Output(sys.stdout.fileno()))
     log.install()
     try:
@@ -87,15 +80,15 @@ def serve(config: Path | None) -> None:
             code = app.run(lambda: app.serve(settings, log))
     except ProblemsError as error:
         log.flush()
-        _fail(error)
+        fail(error)
     except BindError as error:
         log.flush()
-        _stop(str(error))
+        stop(str(error))
     sys.exit(code)
 
 
 @main.command(hidden=True)
-@_CONFIG
+@CONFIG
 def worker(config: Path | None) -> None:
     """Serve as one of several workers; started by `serve`, on sockets it was handed."""
     from proxy import app, workers
@@ -105,19 +98,19 @@ def worker(config: Path | None) -> None:
     place = WorkerPlace.take(os.environ)
     if place is None:
         raise click.UsageError("this command is for `cmail-proxy serve` to start; set workers in the settings")
-    settings = _checked(_loaded(config), quiet=True)
+    settings = _checked(loaded(config), quiet=True)
     log = Log(settings.log.level, settings.log.format, Output(sys.stdout.fileno()))
     log.install()
     try:
         code = app.run(lambda: workers.work(settings, log, place))
     except ProblemsError as error:
         log.flush()
-        _fail(error)
+        fail(error)
     sys.exit(code)
 
 
 @main.command("check")
-@_CONFIG
+@CONFIG
 def check_command(config: Path | None) -> None:
     """
     Show all problems of settings and rules.
@@ -127,7 +120,7 @@ def check_command(config: Path | None) -> None:
     try:
         settings = load(config, os.environ)
     except ProblemsError as error:
-        _fail(ProblemsError([*error.problems, *_rule_problems(config)]))
+        fail(ProblemsError([*error.problems, *_rule_problems(config)]))
     problems, warned = check(settings)
     import attrs
 
@@ -165,7 +158,7 @@ def check_command(config: Path | None) -> None:
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if problems:
-        _fail(ProblemsError(problems))
+        fail(ProblemsError(problems))
     listeners = ", ".join(f"{each.address}:{each.port} ({each.tls})" for each in settings.listeners)
     click.echo(f"ok: {rules}; listening on {listeners}; {settings.onward}")
 
@@ -184,7 +177,7 @@ def _rule_problems(config: Path | None) -> Sequence[Problem]:
 
 
 @main.command()
-@_CONFIG
+@CONFIG
 @click.option("--explain", is_flag=True, help="Print what was set by which rule, and what was lost, instead.")
 @click.option(
     "--recipient", "recipients", multiple=True, metavar="ADDRESS", help="Envelope recipient; may be repeated."
@@ -202,7 +195,7 @@ def translate(
     """
     from proxy.translate.command import translate_octets
 
-    engine = _rules(_loaded(config))
+    engine = _rules(loaded(config))
     known = [file.provider for file in engine.files]
     if provider and provider not in known:
         raise click.UsageError(f"--provider: found {provider!r}; expected one of {', '.join(known)}")
@@ -247,7 +240,7 @@ def token() -> None:
 
 
 @token.command("add")
-@_CONFIG
+@CONFIG
 @click.argument("name")
 def token_add(config: Path | None, name: str) -> None:
     """
@@ -262,13 +255,13 @@ def token_add(config: Path | None, name: str) -> None:
         click.echo(store.add(name))
         click.echo(f"It is user name and password in one; kept as a hash in {store.path}", err=True)
     except TokenError as error:
-        _stop(str(error))
+        stop(str(error))
     except ProblemsError as error:
-        _fail(error)
+        fail(error)
 
 
 @token.command("list")
-@_CONFIG
+@CONFIG
 def token_list(config: Path | None) -> None:
     """List the names of those who have a token, and since when."""
     for issued in _store(config).list():
@@ -276,7 +269,7 @@ def token_list(config: Path | None) -> None:
 
 
 @token.command("revoke")
-@_CONFIG
+@CONFIG
 @click.argument("name")
 def token_revoke(config: Path | None, name: str) -> None:
     """
@@ -290,9 +283,9 @@ def token_revoke(config: Path | None, name: str) -> None:
     try:
         store.revoke(name)
     except TokenError as error:
-        _stop(str(error))
+        stop(str(error))
     except ProblemsError as error:
-        _fail(error)
+        fail(error)
     click.echo(f"revoked: {name}")
 
 
@@ -300,16 +293,9 @@ def _store(config: Path | None) -> "TokenStore":
     from proxy.inbound.tokens import TokenStore
 
     try:
-        return TokenStore(_loaded(config).data_dir / TOKENS_FILE)
+        return TokenStore(loaded(config).data_dir / TOKENS_FILE)
     except ProblemsError as error:
-        _fail(error)
-
-
-def _loaded(config: Path | None) -> Settings:
-    try:
-        return load(config, os.environ)
-    except ProblemsError as error:
-        _fail(error)
+        fail(error)
 
 
 def _embedded(settings: Settings) -> Settings:
@@ -326,7 +312,7 @@ def _embedded(settings: Settings) -> Settings:
         store = TokenStore(settings.data_dir / TOKENS_FILE)
         token = "" if store.list() else store.add("first")
     except ProblemsError as error:
-        _fail(error)
+        fail(error)
     if token:
         click.echo("No settings, so these: listening on 127.0.0.1:2525, delivering into a mailbox folder.", err=True)
         click.echo(f"Token for your app, user name and password in one, shown this once: {token}", err=True)
@@ -338,7 +324,7 @@ def _checked(settings: Settings, *, quiet: bool = False) -> Settings:
     """Take settings that are fit to serve with; every problem ends the program."""
     problems, warned = check(settings)
     if problems:
-        _fail(ProblemsError(problems))
+        fail(ProblemsError(problems))
     for warning in () if quiet else warned:
         click.echo(f"warning: {warning}", err=True)
     return settings
@@ -350,16 +336,4 @@ def _rules(settings: Settings) -> "Engine":
     try:
         return rulebook.RuleBook(settings).engine
     except ProblemsError as error:
-        _fail(error)
-
-
-def _fail(error: ProblemsError) -> NoReturn:
-    for problem in error.problems:
-        click.echo(f"error: {problem}", err=True)
-    count = len(error.problems)
-    _stop(f"{count} problem{'s' if count > 1 else ''}")
-
-
-def _stop(text: str) -> NoReturn:
-    click.echo(f"cmail-proxy: {text}", err=True)
-    sys.exit(1)
+        fail(error)

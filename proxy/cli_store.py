@@ -7,32 +7,24 @@ They open the store beside a running proxy; what they change it sees within a se
 import asyncio
 import csv
 import json
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import click
 
+from proxy.cli_common import CONFIG, fail, loaded, stop
 from proxy.problems import ProblemsError
-from proxy.settings import CONFIG_VARIABLE, Settings, load
 from proxy.spool.item import Change, Event, Figures, Recipient, State
 from proxy.spool.sqlite import SqliteStore
 from proxy.spool.store import History, StoreError
 
 _T = TypeVar("_T")
 
-CONFIG = click.option(
-    "--config",
-    "config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar=CONFIG_VARIABLE,
-    help=f"Settings file (YAML). Also by {CONFIG_VARIABLE}; single settings by CMAIL_PROXY_… variables.",
-)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _MOST = 10_000
 
@@ -86,7 +78,7 @@ def queue_retry(config: Path | None, message_id: str, everything: bool) -> None:
         raise click.UsageError("give the ID of a message, or --all")
     count = _with_store(config, lambda store: store.retry(message_id or None, time.time()))
     if not count and message_id:
-        _stop(f"no message {message_id} that waits; `cmail-proxy queue list` shows those that do")
+        stop(f"no message {message_id} that waits; `cmail-proxy queue list` shows those that do")
     click.echo(f"due now: {count} recipient{'s' if count != 1 else ''}")
 
 
@@ -114,7 +106,7 @@ def queue_remove(config: Path | None, message_id: str) -> None:
 
     count = _with_store(config, work)
     if not count:
-        _stop(f"no message {message_id} that waits; `cmail-proxy queue list` shows those that do")
+        stop(f"no message {message_id} that waits; `cmail-proxy queue list` shows those that do")
     click.echo(f"removed: {count} recipient{'s' if count != 1 else ''}")
 
 
@@ -220,7 +212,7 @@ def suppression_add(config: Path | None, address: str, reason: str) -> None:
 def suppression_remove(config: Path | None, address: str) -> None:
     """Take ADDRESS off the list."""
     if not _with_store(config, lambda store: store.unsuppress(address)):
-        _stop(f"{address} is not on the list")
+        stop(f"{address} is not on the list")
     click.echo(f"no longer suppressed: {address}")
 
 
@@ -234,9 +226,9 @@ def dkim(config: Path | None) -> None:
     """
     from proxy.compose.dkim import SigningKey, dns_record, load_key
 
-    settings = _settings(config)
+    settings = loaded(config)
     if not settings.deliver.dkim:
-        _stop("deliver.dkim names no key; add domain, selector and key_file")
+        stop("deliver.dkim names no key; add domain, selector and key_file")
     try:
         for each in settings.deliver.dkim:
             key = load_key(each.key_file)
@@ -246,7 +238,7 @@ def dkim(config: Path | None) -> None:
             quoted = " ".join([f'"{each}"' for each in strings])
             click.echo(f"{name}. IN TXT {quoted}")
     except ProblemsError as error:
-        _fail(error)
+        fail(error)
 
 
 COMMANDS = (queue, message, report, suppression, dkim)
@@ -254,10 +246,10 @@ COMMANDS = (queue, message, report, suppression, dkim)
 
 def _with_store(config: Path | None, work: Callable[[SqliteStore], Awaitable[_T]]) -> _T:
     """Do something with the store that the settings name; it must exist."""
-    settings = _settings(config)
+    settings = loaded(config)
     folder = settings.data_dir / "spool"
     if not (folder / "spool.db").is_file():
-        _stop(f"no store in {folder}: the route deliver makes it when it first runs (data_dir says where)")
+        stop(f"no store in {folder}: the route deliver makes it when it first runs (data_dir says where)")
 
     async def run() -> _T:
         store = SqliteStore(folder)
@@ -269,26 +261,13 @@ def _with_store(config: Path | None, work: Callable[[SqliteStore], Awaitable[_T]
     try:
         return asyncio.run(run())
     except StoreError as error:
-        _stop(f"the store in {folder}: {error}")
-
-
-def _settings(config: Path | None) -> Settings:
-    try:
-        return load(config, os.environ)
-    except ProblemsError as error:
-        _fail(error)
-
-
-def _fail(error: ProblemsError) -> NoReturn:
-    for problem in error.problems:
-        click.echo(f"error: {problem}", err=True)
-    _stop(f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}")
+        stop(f"the store in {folder}: {error}")
 
 
 def _show(config: Path | None, message_id: str, as_json: bool) -> None:
     history = _with_store(config, lambda store: store.history(message_id))
     if history is None:
-        _stop(f"no message {message_id}: it never came here, or it is older than deliver.keep_seconds")
+        stop(f"no message {message_id}: it never came here, or it is older than deliver.keep_seconds")
     if as_json:
         _print_json(attrs.asdict(history, value_serializer=_serialized))
         return
@@ -366,8 +345,3 @@ def _moment(at: float) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _stop(text: str) -> NoReturn:
-    click.echo(f"cmail-proxy: {text}", err=True)
-    sys.exit(1)

@@ -17,10 +17,26 @@ TOOL_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbi
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+# Measuring what a process executes makes its start twice as long, and the tests start a thousand. Those of these
+# folders and files execute most of what the others do.
+_MEASURED = {"deliver", "operation", "test_smoke.py", "test_supervisor.py"}
+_MEASURES = "COVERAGE_PROCESS_CONFIG"
+_setting = pytest.StashKey[str | None]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the switch that ``make expected`` uses."""
     parser.addoption("--write-expected", action="store_true", help="rewrite the expected files of the fixtures")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let the processes that this test starts be measured, or not."""
+    setting = item.config.stash.setdefault(_setting, os.environ.get(_MEASURES))
+    if setting is not None and _MEASURED.isdisjoint(item.path.relative_to(Path(__file__).parent).parts[:1]):
+        os.environ.pop(_MEASURES, None)
+    elif setting is not None:
+        os.environ[_MEASURES] = setting
 
 
 def require_tool(name: str) -> str:
