@@ -20,8 +20,8 @@ from tests.smtp_in.dialogue import QUEUED, Client, plain
 from tests.support.proxy_process import ProxyProcess
 from tests.support.upstream import Upstream
 
-SWITCHING, RULES, SETTINGS, OPERATION = (
-    DOCS / f"{name}.md" for name in ("switching", "rules", "settings", "operation")
+SWITCHING, RULES, SETTINGS, OPERATION, DELIVERY = (
+    DOCS / f"{name}.md" for name in ("switching", "rules", "settings", "operation", "delivery")
 )
 EXAMPLE = ROOT / "examples" / "cmail-proxy.yaml"
 FOLDERS = ("/etc/cmail-proxy", "/run/secrets", "/var/lib/cmail-proxy")
@@ -86,6 +86,16 @@ def test_first_settings_pass_check(tmp_path: Path) -> None:
     done = run(*line[1:], cwd=tmp_path)
     assert done.returncode == 0
     assert all(line.startswith("warning: rules.when_absent: platform: ") for line in done.stderr.decode().splitlines())
+
+
+def test_delivery_settings_pass_check(tmp_path: Path) -> None:
+    """What the page on delivery shows for a server that takes everything needs nothing else."""
+    config = tmp_path / "delivery.yaml"
+    config.write_text(block(DELIVERY, "yaml", "delivery"), "utf-8")
+    done = run("check", "--config", config, cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(line.startswith("warning: rules.when_absent: platform: ") for line in done.stderr.decode().splitlines())
+    assert done.stdout.decode().endswith("; delivering by smtp.example.com:587\n")
 
 
 def test_environment_examples_are_taken(tmp_path: Path) -> None:
