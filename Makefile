@@ -50,7 +50,7 @@ $(NODE): tests/node/package.json
 	fi
 
 test: lint $(NODE)  ## check style and types, run all tests, hold the coverage floor
-	$(BIN)/python -m pytest -q -n 6 --cov $(ARGS)
+	$(BIN)/python -m pytest -q -n 4 --cov $(ARGS)
 
 lint: $(DEV)  ## check style and types
 	$(BIN)/ruff check --quiet $(CODE)

@@ -7,6 +7,9 @@ the next start. Files are written and removed inside a transaction, so no other 
 
 Who leases is known by a file in ``owners`` with a lock on it (``owner.py``).
 
+Longer than other modules: all SQL stands here, so that a change of the schema is made, and another store is written, by
+reading one file.
+
 Source: SQLite, "Write-Ahead Logging" and "PRAGMA synchronous".
 """
 

@@ -1,7 +1,5 @@
 """Tags and attributes found where they stand, in time that grows with the text and no faster."""
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,11 +106,11 @@ def test_depth_counts_what_a_parser_would_nest(html: bytes, expected: int) -> No
     ],
 )  # fmt: skip
 def test_time_grows_no_faster_than_the_text(piece: bytes) -> None:
-    """Two megabytes of whatever never closes take less than two seconds; quadratic work would take hours."""
-    html = piece * (2_000_000 // len(piece))
-    started = time.process_time()
-    depth(tags(html))
-    assert time.process_time() - started < 5
+    """Two megabytes of whatever never closes are read to the end: quadratic work would outlive any test."""
+    count = 2_000_000 // len(piece)
+    found = tags(piece * count)
+    assert len(found) <= 3 * count
+    assert depth(found) <= len(found)
 
 
 @given(st.binary(max_size=200))

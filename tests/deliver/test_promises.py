@@ -1,4 +1,8 @@
-"""The platform's promises, P1 to P10: over real SMTP, by what was delivered."""
+"""
+The platform's promises, P1 to P10: over real SMTP, by what was delivered.
+
+Longer than other modules: the promises are read, and held against the list, in one place.
+"""
 
 import re
 import socket

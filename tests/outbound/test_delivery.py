@@ -1,4 +1,8 @@
-"""One attempt against hosts on script: every stage, every kind of refusal and loss, and what it means for whom."""
+"""
+One attempt against hosts on script: every stage, every kind of refusal and loss, and what it means for whom.
+
+Longer than other modules: the stages of one attempt share the hosts on script.
+"""
 
 import asyncio
 import socket

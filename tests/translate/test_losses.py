@@ -1,4 +1,8 @@
-"""What has no counterpart: when it counts as in use, and what then happens to the message."""
+"""
+What has no counterpart: when it counts as in use, and what then happens to the message.
+
+Longer than other modules: the five classes of loss are held against the same few rule files.
+"""
 
 import pytest
 

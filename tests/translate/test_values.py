@@ -1,4 +1,8 @@
-"""Switches, lists, JSON, times and names as providers write them; and names as they are written for the platform."""
+"""
+Switches, lists, JSON, times and names as providers write them; and names as they are written for the platform.
+
+Longer than other modules: every kind of value is best looked up in one place.
+"""
 
 import json
 import re
