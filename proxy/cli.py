@@ -183,9 +183,9 @@ def _rule_problems(config: Path | None) -> Sequence[Problem]:
     "--recipient", "recipients", multiple=True, metavar="ADDRESS", help="Envelope recipient; may be repeated."
 )
 @click.option("--provider", default="", help="Provider of the login or listener: its fields count first.")
-@click.argument("message", type=click.File("rb"), default="-", metavar="[FILE|-]")
+@click.argument("messages", type=click.File("rb"), nargs=-1, metavar="[FILE|-]")
 def translate(
-    config: Path | None, explain: bool, recipients: tuple[str, ...], provider: str, message: BinaryIO
+    config: Path | None, explain: bool, recipients: tuple[str, ...], provider: str, messages: tuple[BinaryIO, ...]
 ) -> None:
     """
     Show what becomes of one message.
@@ -195,6 +195,9 @@ def translate(
     """
     from proxy.translate.command import translate_octets
 
+    if len(messages) > 1:
+        raise click.UsageError(f"found {len(messages)} files; translate takes one (run it once for each)")
+    message = messages[0] if messages else click.get_binary_stream("stdin")
     engine = _rules(loaded(config))
     known = [file.provider for file in engine.files]
     if provider and provider not in known:

@@ -20,7 +20,7 @@ import click
 from proxy.cli_common import CONFIG, fail, loaded, stop
 from proxy.problems import ProblemsError
 from proxy.spool.item import Change, Event, Figures, Recipient, State
-from proxy.spool.sqlite import SqliteStore
+from proxy.spool.sqlite import DATABASE_FILE, SPOOL_FOLDER, SqliteStore
 from proxy.spool.store import History, StoreError
 
 _T = TypeVar("_T")
@@ -247,8 +247,8 @@ COMMANDS = (queue, message, report, suppression, dkim)
 def _with_store(config: Path | None, work: Callable[[SqliteStore], Awaitable[_T]]) -> _T:
     """Do something with the store that the settings name; it must exist."""
     settings = loaded(config)
-    folder = settings.data_dir / "spool"
-    if not (folder / "spool.db").is_file():
+    folder = settings.data_dir / SPOOL_FOLDER
+    if not (folder / DATABASE_FILE).is_file():
         stop(f"no store in {folder}: the route deliver makes it when it first runs (data_dir says where)")
 
     async def run() -> _T:

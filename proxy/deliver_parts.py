@@ -27,11 +27,10 @@ from proxy.record.log import Log
 from proxy.record.metrics import Metrics
 from proxy.settings import Settings
 from proxy.spool.item import Item, Recipient
-from proxy.spool.sqlite import SqliteStore
+from proxy.spool.sqlite import SPOOL_FOLDER, SqliteStore
 from proxy.spool.store import StoreError
 from proxy.web.public import PublicPages
 
-SPOOL_FOLDER = "spool"
 _ALONE_SECONDS = 5.0
 _DEPTH_SECONDS = 5.0
 _SWEEP_SECONDS = 600.0

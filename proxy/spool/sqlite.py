@@ -48,6 +48,12 @@ from proxy.spool.owner import Owners
 from proxy.spool.store import DamagedError, Depth, History, Leased, StoreError
 from proxy.spool.writer import Writer
 
+SPOOL_FOLDER = "spool"
+"""Where in ``data_dir`` the store is."""
+
+DATABASE_FILE = "spool.db"
+"""Where in its folder the store keeps all but large contents: it is there once the store was opened."""
+
 INLINE_OCTETS = 262_144
 _NEVER = 1e18
 _DAY_SECONDS = 86_400
@@ -84,14 +90,14 @@ class SqliteStore:
             for each in (self._folder, self._folder.parent, self._folder.parent.parent):
                 with contextlib.suppress(PermissionError):  # one that is not ours was there before
                     _sync_folder(each)
-        connection = sqlite3.connect(self._folder / "spool.db", isolation_level=None)
+        connection = sqlite3.connect(self._folder / DATABASE_FILE, isolation_level=None)
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         schema.prepare(connection)
-        (self._folder / "spool.db").chmod(0o600)
+        (self._folder / DATABASE_FILE).chmod(0o600)
         return connection
 
     async def add(self, item: Item, content: bytes, lease_until: float) -> frozenset[int]:
