@@ -115,7 +115,7 @@ def test_line_of_a_message_tells_its_whole_way(story: Story) -> None:
     assert line.pop("octets") == story.octets[1]
     seconds = line.pop("seconds")
     assert set(seconds) == {"envelope", "receive", "send"}
-    assert all(0 <= each < 60 for each in seconds.values())
+    assert all(isinstance(each, float) and each >= 0 for each in seconds.values())
     assert seconds["send"] > 0
     for name in ("ts", "level", "event"):
         del line[name]

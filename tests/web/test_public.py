@@ -309,25 +309,30 @@ async def test_several_requests_share_a_connection(pages: PublicPages, kept: Kep
     "data",
     [b"", b"GET", f"GET {OPEN} HTTP/1.1\r\nHost: x".encode(), f"GET {OPEN} HTTP/1.1\r\nHost: x\r\n\r\nGET /".encode()],
 )
-async def test_unfinished_request_ends_the_connection(pages: PublicPages, data: bytes) -> None:
-    """A client that sends nothing, or half a request, is left after the idle time."""
-    began = asyncio.get_running_loop().time()
-    await raw(pages.port, data)
-    assert asyncio.get_running_loop().time() - began < 1.9
+async def test_unfinished_request_ends_the_connection(kept: Kept, data: bytes) -> None:
+    """A client that sends nothing, or half a request, is left after the idle time, however long a connection may live."""
+    served = PublicPages("127.0.0.1", 0, KEYS, kept, lambda: NOW, idle_seconds=0.5, life_seconds=3600.0)
+    await served.start()
+    try:
+        await raw(served.port, data)  # which waits for the end of the connection, and fails without
+    finally:
+        await served.stop()
 
 
 async def test_trickle_ends_the_connection(pages: PublicPages) -> None:
     """An octet now and then does not hold a connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", pages.port)
-    began = asyncio.get_running_loop().time()
-    with suppress(ConnectionError):
-        for octet in b"GET /o/" + b"A" * 100:
+    ended = False
+    try:
+        for octet in b"GET /o/" + b"A" * 400:
             writer.write(bytes([octet]))
             await writer.drain()
             await asyncio.sleep(0.05)
-            if reader.at_eof():
+            if ended := reader.at_eof():
                 break
-    assert asyncio.get_running_loop().time() - began < 3
+    except ConnectionError:
+        ended = True
+    assert ended
     writer.close()
 
 
@@ -366,14 +371,12 @@ async def test_client_that_reads_no_answers_is_left(
     loop = asyncio.get_running_loop()
     await loop.sock_connect(receiver, ("127.0.0.1", pages.port))
     one = f"GET {OPEN} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-    began = loop.time()
     try:
-        with suppress(ConnectionError, TimeoutError):
+        with pytest.raises(ConnectionError):
             async with asyncio.timeout(WAIT_SECONDS):
                 for _ in range(100_000):
                     await loop.sock_sendall(receiver, one * 200)  # less than one request may have
                     await asyncio.sleep(0.01)
-        assert loop.time() - began < 6
     finally:
         receiver.close()
 
