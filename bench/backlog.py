@@ -23,9 +23,8 @@ from bench.message import SENDER, SMALL_OCTETS, message
 from bench.options import Options
 from bench.peers import Peer, Proxy, Sink
 from bench.table import Report, Row, Table, at_least, at_most, number
-from proxy.deliver_parts import SPOOL_FOLDER
 from proxy.spool.item import Item, Layout, Recipient
-from proxy.spool.sqlite import SqliteStore
+from proxy.spool.sqlite import SPOOL_FOLDER, SqliteStore
 
 _ROUNDS = 5
 _MESSAGES, _QUICK_MESSAGES = 1000, 60

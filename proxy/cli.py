@@ -197,7 +197,7 @@ def translate(
 
     if len(messages) > 1:
         raise click.UsageError(f"found {len(messages)} files; translate takes one (run it once for each)")
-    message = messages[0] if messages else click.get_binary_stream("stdin")
+    message = messages[0] if messages else sys.stdin.buffer
     engine = _rules(loaded(config))
     known = [file.provider for file in engine.files]
     if provider and provider not in known:

@@ -310,7 +310,7 @@ async def test_several_requests_share_a_connection(pages: PublicPages, kept: Kep
     [b"", b"GET", f"GET {OPEN} HTTP/1.1\r\nHost: x".encode(), f"GET {OPEN} HTTP/1.1\r\nHost: x\r\n\r\nGET /".encode()],
 )
 async def test_unfinished_request_ends_the_connection(kept: Kept, data: bytes) -> None:
-    """A client that sends nothing, or half a request, is left after the idle time, however long a connection may live."""
+    """A client that sends nothing, or half a request, is left after the idle time, however long connections live."""
     served = PublicPages("127.0.0.1", 0, KEYS, kept, lambda: NOW, idle_seconds=0.5, life_seconds=3600.0)
     await served.start()
     try:
