@@ -118,6 +118,21 @@ def test_broken_rule_file_leaves_the_old_rules_in_force(here: Site, folder: Path
         assert group(here, client) == "two"
 
 
+@pytest.mark.parametrize("name", ["alias-bomb", "nesting-too-deep", "fields-name"])
+def test_hostile_rule_file_is_a_broken_one(here: Site, folder: Path, name: str) -> None:
+    """Aliases of aliases, nesting without end and odd patterns are told like any slip, and mail is served as before."""
+    bad = Path(__file__).parents[1] / "bad_rules"
+    expected = (bad / f"{name}.expected").read_text("utf-8").splitlines()
+    with here.client() as client:
+        assert group(here, client) == "one"
+        (folder / "acme.yaml").write_bytes((bad / f"{name}.yaml").read_bytes())
+        here.proxy.wait_for_metric(SUCCESS, 0)
+        told = [each["problem"].removeprefix(f"{folder}/") for each in here.proxy.events("rules_reload_failed")]
+        assert told == [line.replace(f"{name}.yaml", "acme.yaml", 1) for line in expected]
+        assert group(here, client) == "one"
+    here.serves()
+
+
 def test_rule_file_that_goes_leaves_the_old_rules_in_force(here: Site, folder: Path) -> None:
     """A file that is gone is a problem like any other, and the same file put back is no news."""
     file = folder / "acme.yaml"
