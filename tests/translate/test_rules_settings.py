@@ -1,4 +1,4 @@
-"""The section ``rules`` of the settings, as an operator writes it, on the way into the engine and out to the platform."""
+"""The section ``rules`` of the settings, as an operator writes it: into the engine, and out to the platform."""
 
 import json
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def test_when_absent_of_the_settings_decides_what_is_written_for_silent_apps(
 
 
 def test_optional_rules_and_invalid_values_follow_the_settings(tmp_path: Path) -> None:
-    """`rules.optional` switches rules on by name, `rules.on_invalid` refuses what cannot be read; neither by default."""
+    """`rules.optional` switches rules on by name, `rules.on_invalid` refuses what cannot be read; no default does."""
     default = engine(tmp_path)
     assert values(run(default, "X-MJ-CustomID: a")) == {}
     assert run(default, "X-PM-TrackOpens: perhaps").action is Action.IGNORE
@@ -137,7 +137,8 @@ def test_message_meets_the_decisions_of_the_operator(here: Site) -> None:
     assert here.upstream.taken == []
     assert send(here, "X-PM-Message-Stream: news", "X-PM-KeepID: true") == QUEUED
     assert here.header() == (
-        b"X-Cmail-GroupName: news\r\nX-Cmail-TrackOpens: false\r\nX-Cmail-InlineCSS: true\r\nX-PM-KeepID: true\r\nSubject: x\r\n"
+        b"X-Cmail-GroupName: news\r\nX-Cmail-TrackOpens: false\r\nX-Cmail-InlineCSS: true\r\n"
+        b"X-PM-KeepID: true\r\nSubject: x\r\n"
     )
 
 
