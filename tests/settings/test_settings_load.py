@@ -205,6 +205,45 @@ def test_load_without_anything_gives_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "delivers"),
+    [
+        ("{}", True),
+        ("relay: {host: smtp.example.com}", False),
+        ("relay: {host: smtp.example.com}\nroute: deliver", True),
+        ("route: relay", False),
+        ("route: deliver", True),
+    ],
+)
+def test_route_follows_the_relay_unless_it_is_named(text: str, delivers: bool, tmp_path: Path) -> None:
+    """With a host to relay to it is ``relay``, else ``deliver``; the word itself counts before both."""
+    assert load(written(tmp_path, text), {}).delivers is delivers
+
+
+DOCUMENTED_DEFAULTS = {
+    **{"workers": 1, "log.level": "info", "log.format": "json", "smtp.bare_newline": "normalize", "store": "sqlite"},
+    **{"listeners[].address": "127.0.0.1", "listeners[].port": 2525, "listeners[].tls": "starttls"},
+    **{"listeners[].auth": "required", "listeners[].auth_without_tls": "loopback", "tls.self_signed": False},
+    **{"rules.providers": ("mailgun", "mailjet", "mandrill", "postmark", "sendgrid"), "rules.optional": ()},
+    **{"rules.when_absent": "platform", "rules.on_invalid": "pass", "rules.untranslatable": "act"},
+    **{"rules.strip": "all", "rules.actions": Actions(), "rules.directories": ()},
+    **{"limits.recipients": 25, "limits.excess": "refuse_message", "limits.hops": 50, "limits.connections": 1000},
+    **{"limits.message_octets": 26_214_400, "limits.header_octets": 262_144, "limits.idle_seconds": 300},
+    **{"shutdown.delay_seconds": 0, "shutdown.drain_seconds": 30, "relay.port": 587, "relay.tls": "required"},
+    **{"relay.connections": 50, "relay.required_for_readiness": False, "deliver.via": "mailbox"},
+    **{"deliver.retry.first_seconds": 60, "deliver.retry.factor": 2, "deliver.retry.max_seconds": 14_400},
+    **{"deliver.retry.expire_seconds": 432_000, "http.probes.address": "127.0.0.1", "http.probes.port": 9025},
+    **{"http.public.address": "127.0.0.1", "http.public.port": 8080},
+}
+"""What operators rely on without naming it."""
+
+
+@pytest.mark.parametrize("key", DOCUMENTED_DEFAULTS)
+def test_default_is_the_documented_one(key: str) -> None:
+    """A default that changes changes what a settings file means."""
+    assert at(Settings(), key) == DOCUMENTED_DEFAULTS[key]
+
+
+@pytest.mark.parametrize(
     "text", ["", "# nothing\n", "---\n", "relay:\nlimits:\n  # recipients: 25\n", "\ufeffworkers: 1\n"]
 )
 def test_load_with_empty_sections_gives_the_defaults(text: str, tmp_path: Path) -> None:
@@ -348,6 +387,25 @@ def test_secret_file_loses_one_line_end_and_nothing_else(octets: bytes, secret: 
     assert relay.password is not None
     assert relay.password.reveal() == secret
     assert relay.password_file == tmp_path / "password"
+
+
+@pytest.mark.parametrize("key", [key for key in LAWFUL if is_secret(key)])
+def test_every_secret_is_read_from_a_file_named_in_settings_or_environment(key: str, tmp_path: Path) -> None:
+    """Both ways give the secret that stands in the file, and what names it."""
+    (tmp_path / "secret").write_text("example-from-a-file\n")
+    name, in_item, item_key = key.partition("[].")
+    besides = {each: "example" for each in NEEDED.get(name, ()) if each != item_key}
+    document: Any = (
+        {**besides, f"{item_key}_file": "secret"} if in_item else {f"{key.rpartition('.')[2]}_file": "secret"}
+    )
+    for step in reversed((f"{name}.list" if in_item else key).split(".")[:-1]):
+        document = {step: [document] if in_item else document}
+    from_file = load(written(tmp_path, json.dumps(document)), {})
+    variables = {variable(f"{name}[0].{each}"): text for each, text in besides.items()}
+    file = {variable(f"{key.replace('[]', '[0]')}_file"): str(tmp_path / "secret")}
+    for loaded in (from_file, load(None, variables | file)):
+        assert at(loaded, key) == Secret("example-from-a-file")
+        assert at(loaded, f"{key}_file") == tmp_path / "secret"
 
 
 @pytest.mark.parametrize(
