@@ -41,3 +41,14 @@ def test_package_needed_with_an_extra_is_pinned_with_it(file: str) -> None:
 def test_pins_name_no_registry(file: str) -> None:
     """Where packages come from is each machine's own business."""
     assert not re.search(r"https?://|index-url|find-links", (ROOT / file).read_text())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_pin_is_exact_and_has_hashes(file: str) -> None:
+    """What is installed is what was looked at: one version each, and the digests of its files."""
+    lines = (ROOT / file).read_text().replace("\\\n", " ").splitlines()
+    pins = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    assert len(pins) > 10
+    for pin in pins:
+        assert re.match(r"[A-Za-z0-9._-]+(?:\[[^\]]*\])?==[^ ;]+ ", pin), pin
+        assert re.search(r" --hash=sha256:[0-9a-f]{64}", pin), pin

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import sysconfig
+from email.parser import BytesParser
+from email.policy import compat32
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,16 @@ def test_wheel_brings_the_program_and_nothing_else(installed: Path) -> None:
     """No tests, no fixtures, no tools: one package, its metadata and its command."""
     assert {each.name.partition("-")[0] for each in installed.iterdir()} == {"proxy", "cmail_proxy", "bin"}
     assert (installed / "bin" / "cmail-proxy").is_file()
+
+
+def test_wheel_says_what_it_is(installed: Path) -> None:
+    """Name, Python from 3.11 on, licence, and one command."""
+    (metadata,) = installed.glob("cmail_proxy-*.dist-info/METADATA")
+    told = BytesParser(policy=compat32).parsebytes(metadata.read_bytes())
+    assert (told["Name"], told["Requires-Python"], told["License-Expression"]) == (
+        "cmail-proxy",
+        ">=3.11",
+        "Apache-2.0",
+    )
+    commands = (metadata.parent / "entry_points.txt").read_text("utf-8").split()
+    assert commands == ["[console_scripts]", "cmail-proxy", "=", "proxy.cli:main"]
