@@ -156,6 +156,9 @@ def test_demo_without_a_terminal_shows_all_and_ends(place: Place) -> None:
         assert head.split("  ") == ["", "before (what the app sent)", *[""] * 11, "after (what the platform received)"]
         assert " ".join(" ".join(line[2:50] for line in lines).split()) == BEFORE[title]
         assert [line[52:].rstrip() for line in lines if line[52:]] == AFTER[title]
+    look = done.stdout.decode().partition("Where to look next:\n")[2]
+    assert "cmail-proxy translate --explain MESSAGE.eml" in look
+    assert "README.md, “Switching from …” for your provider" in look
     place.require_tidy()
 
 
@@ -181,6 +184,11 @@ def test_demo_on_a_terminal_takes_mail_until_it_is_interrupted(place: Place, ter
     received = re.search(r"what the sink received +(\S+)", terminal.shown)
     assert port is not None
     assert received is not None
+    programs = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in processes_with(place.mark)]
+    assert len([words for words in programs if b"proxy.demo.sink" in words]) == 1  # what stands for the platform
+    assert len([words for words in programs if b"serve" in words]) >= 1
+    for path in re.findall(r"(?:one line for each message|the settings used) +(\S+)", terminal.shown):
+        assert Path(path).is_file()
     shown = parts(click.unstyle(terminal.shown).replace("\r\n", "\n"))
     assert {title for title, text in shown.items() if "not passed on: " in text} == set(LOST)
     assert shown["Mailgun"].endswith(f"\n  not passed on: {LOST['Mailgun']}")
