@@ -1,5 +1,7 @@
 """What a sender can make the engine do and keep: bounded, whatever the message is."""
 
+import pytest
+
 from proxy import rulebook
 from proxy.mail.envelope import Envelope
 from proxy.mail.fields import HeaderSection
@@ -62,3 +64,51 @@ def test_thousand_empty_json_fields_are_quick_work() -> None:
     """Each field of a name is looked at once, and not once for each other one."""
     section = HeaderSection.split(b"X-SMTPAPI:\r\n" * 900 + b'X-SMTPAPI: {"category": "orders"}\r\n\r\n')
     assert engine().translate(section, ENVELOPE).group == "orders"
+
+
+class Watched(HeaderSection):
+    """A section that notes which values are asked for."""
+
+    asked: list[str]
+
+    def value(self, index: int) -> bytes:
+        """Note the name, and give the value."""
+        self.asked.append(self.name(index))
+        return super().value(index)
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        (b"From: a@example.com\r\nSubject: s\r\nX-Own: o\r\n", []),
+        (
+            b"Subject: s\r\nX-PM-Tag: a\r\nX-Own: o\r\nX-Mailgun-Sid: 1\r\nX-PM-TrackOpens: no\r\n",
+            ["X-PM-Tag", "X-PM-TrackOpens"],
+        ),
+        (b"Subject: s\r\nX-Mailgun-Native-Send: true\r\nDate: d\r\n", []),
+        (b"X-Own: o\r\n" * 900 + b"X-MC-Tags: a\r\n", ["X-MC-Tags"]),
+    ],
+)
+def test_engine_reads_the_values_that_rules_name_and_no_others(fields: bytes, asked: list[str]) -> None:
+    """Fields are looked up by name: what an app writes into others costs nothing and can do no harm."""
+    here = engine()
+    for _ in range(2):
+        section = Watched.split(fields + b"\r\n")
+        assert isinstance(section, Watched)
+        section.asked = []
+        here.translate(section, ENVELOPE)
+        assert section.asked == asked
+
+
+def test_rules_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is read and no rule parsed for a message."""
+    here = engine()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a rule file was looked at for a message")
+
+    for name in ("read_text", "read_bytes", "open", "stat"):
+        monkeypatch.setattr(f"pathlib.Path.{name}", never)
+    monkeypatch.setattr("proxy.translate.parse.parse", never)
+    for fields in (b"X-PM-Tag: a\r\n\r\n", b"X-MC-Tags: a\r\nX-Mailgun-Tag: b\r\n\r\n"):
+        assert here.translate(HeaderSection.split(fields), ENVELOPE).group == "a"
