@@ -72,3 +72,22 @@ def test_rules_bring_no_regular_expressions() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re."):
                 assert ast.unparse(node.func) == "re.compile", path
                 assert isinstance(node.args[0], ast.Constant), path
+
+
+def test_every_reply_has_an_enhanced_code_of_its_class() -> None:
+    """No 2yz, 4yz or 5yz that is written in the program lacks one; greeting, HELO and EHLO are not made this way."""
+    replies = [
+        node.args
+        for _, tree in trees("inbound", "outbound", "deliver")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Reply" and len(node.args) == 3
+    ]
+    literal = [
+        (args[0].value, args[1].value)
+        for args in replies
+        if isinstance(args[0], ast.Constant) and isinstance(args[1], ast.Constant)
+    ]
+    assert len(literal) > 50
+    assert [
+        each for each in literal if str(each[0])[0] in "245" and not str(each[1]).startswith(f"{str(each[0])[0]}.")
+    ] == []

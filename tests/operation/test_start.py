@@ -144,6 +144,18 @@ def test_problems_of_rules_end_the_start(tmp_path: Path) -> None:
     ]
 
 
+def test_open_relay_ends_the_start(tmp_path: Path) -> None:
+    """Nobody has to run `check` first: what it refuses does not serve either."""
+    listener = {"address": "0.0.0.0", "port": 0, "tls": "none", "auth": "none"}  # noqa: S104 - refused, never bound
+    config = config_of(tmp_path, listeners=[listener])
+    assert refusal(config) == [
+        f"error: {config}:{line_with(config, 'listeners')}: listeners[0].auth: found 'none' on 0.0.0.0 without "
+        "allow_networks; expected auth required, or the networks whose mail is taken (whoever reaches the port could "
+        "send through it: an open relay)",
+        "cmail-proxy: 1 problem",
+    ]
+
+
 def test_damaged_certificate_ends_the_start(tmp_path: Path) -> None:
     """Listeners that promise TLS do not start without it."""
     (tmp_path / "server.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense\n")
