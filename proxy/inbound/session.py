@@ -47,6 +47,7 @@ class Session(Connection):
         self._login: Login | None = None
         self._open: Transaction | None = None
         self._envelope: Envelope | None = None
+        self._put_off: Reply | None = None  # what MAIL was answered for want of a connection that can carry it
         self._recipients: list[str] = []
         self._began = 0.0
         self._auth_failures = 0
@@ -253,6 +254,7 @@ class Session(Connection):
         if self._envelope is not None:
             self._error(commands.NESTED_MAIL)
             return
+        self._put_off = None
         service = self._service
         capabilities = service.route.capabilities
         envelope = commands.mail(arg, self._largest(capabilities), smtputf8=capabilities.smtputf8)
@@ -269,6 +271,7 @@ class Session(Connection):
                 service.log.warning(
                     "no_connection", **self._who(), reverse_path=envelope.reverse_path, reply=str(opened)
                 )
+                self._put_off = opened
                 self._reply(opened)
                 return
             self._open = opened
@@ -281,7 +284,7 @@ class Session(Connection):
     async def smtp_RCPT(self, arg: str) -> None:
         """Ask the next hop about a recipient."""
         if self._envelope is None or self._open is None:
-            self._error(commands.NEED_MAIL)
+            self._need_mail()
             return
         address = commands.recipient(arg, self._envelope)
         if isinstance(address, Reply):
@@ -310,6 +313,13 @@ class Session(Connection):
                 reply=str(reply),
             )
             self._refuse_recipient("next_hop", reply)
+
+    def _need_mail(self) -> None:
+        """Answer what has no transaction: behind a MAIL that we could not serve it is no mistake, and never 503."""
+        if self._put_off is None:
+            self._error(commands.NEED_MAIL)
+        else:
+            self._idle(self._put_off)
 
     def _refuse_recipient(self, reason: RecipientRefusal, reply: Reply) -> None:
         """Answer RCPT with a refusal, and end a session that only tries addresses."""
@@ -347,7 +357,7 @@ class Session(Connection):
             self._error(commands.NO_ARGUMENT)
             return
         if self._envelope is None or self._open is None:
-            self._error(commands.NEED_MAIL)
+            self._need_mail()
             return
         service, limits, count = self._service, self._service.limits, len(self._recipients)
         if not count:
@@ -428,7 +438,7 @@ class Session(Connection):
 
     def _forget_transaction(self) -> None:
         transaction, self._open = self._open, None
-        self._envelope = None
+        self._envelope = self._put_off = None
         self._recipients = []
         if transaction is not None:
             transaction.abandon()

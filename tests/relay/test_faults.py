@@ -15,12 +15,14 @@ from tests.relay.site import (
     ANN,
     BOB,
     LOST,
+    MAIL,
     MAIL_OK,
     MISCONFIGURED,
     NO_CONNECTION,
     NONSENSE,
     RCPT_OK,
     Relay,
+    in_turn,
     relay,
 )
 from tests.smtp_in.dialogue import QUEUED, START_MAIL
@@ -28,6 +30,7 @@ from tests.smtp_in.site import MESSAGE
 from tests.support.upstream import CLOSE, EXTENSIONS, NOTHING, RESET, Reply, Upstream
 
 OPENED = [MAIL_OK, RCPT_OK, RCPT_OK, START_MAIL]
+NEED_MAIL = "503 5.5.1 Send MAIL first"
 
 NO_REPLY_AT_ALL: dict[str, Reply] = {
     "closed": CLOSE,
@@ -97,6 +100,22 @@ def test_platform_that_does_not_listen_is_451_until_it_is_back(tmp_path: Path) -
             back = stack.enter_context(Upstream(port=port))
             assert started.attempt() == [*OPENED, QUEUED]
             assert len(back.taken) == 1
+
+
+def test_what_stands_behind_mail_without_a_connection_hears_451_too(here: Relay) -> None:
+    """An app with PIPELINING is told in the same words, never 503, and however often: it made no mistake."""
+    here.unpool()
+    here.upstream.script({"banner": "554 5.3.2 no mail here"})
+    with here.client() as client:
+        for _ in range(5):
+            client.send(f"{MAIL}\r\n{ANN}\r\n{BOB}\r\nDATA\r\n".encode())
+            assert client.replies(4) == [NO_CONNECTION] * 4
+        assert client.say("RSET") == "250 2.0.0 OK"
+        assert client.say(ANN) == NEED_MAIL
+        here.upstream.script()
+        assert client.data(MESSAGE) == QUEUED
+        assert client.say("DATA") == NEED_MAIL
+    here.serves_again()
 
 
 @pytest.mark.parametrize(
@@ -256,6 +275,37 @@ def test_nonsense_to_the_message_is_451_and_nothing_is_retried(here: Relay, stag
     assert here.attempt() == [*OPENED, LOST]
     assert len(here.upstream.taken) == (stage == "dot")
     assert len(here.upstream.dialogues) == before
+    here.serves_again()
+
+
+@pytest.mark.parametrize("reply", ["421 4.3.2 closing", "450 4.7.1 not now", "550 5.7.1 no"])
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "dot"])
+def test_what_the_platform_answered_is_not_tried_again(here: Relay, stage: str, reply: str) -> None:
+    """
+    Though a second try would succeed: neither on the same connection, nor on another one.
+
+    That holds for 421 to MAIL, too, with which a platform says goodbye to a connection that was at rest.
+    """
+    before = len(here.upstream.dialogues)
+    (dialogue,) = here.upstream.open
+    verbs = ("MAIL", "RCPT", "DATA")
+    counts = [dialogue.count(verb) for verb in verbs]
+    here.upstream.script({stage: in_turn(reply, {"DATA": "354 go on", "dot": QUEUED}.get(stage, RCPT_OK))})
+    heard = "451" if reply.startswith("421") else reply[:3]
+    with here.client() as client:
+        replies = [client.say(MAIL), client.say(ANN), client.say("DATA")]
+        if stage in ("DATA", "dot"):
+            client.send(MESSAGE)
+            replies.append(client.reply())
+            assert replies[:3] == [MAIL_OK, RCPT_OK, START_MAIL]
+        assert replies[1 if len(replies) == 3 else 3][:3] == heard
+        assert not any(each == QUEUED for each in replies)
+    here.rest()
+    mail, rcpt, data = (dialogue.count(verb) - count for verb, count in zip(verbs, counts, strict=True))
+    assert (mail, data) == (1, stage in ("DATA", "dot"))
+    assert rcpt <= 1  # behind a 421 to MAIL it is not even read
+    assert len(here.upstream.dialogues) == before
+    assert len(here.upstream.taken) == (stage == "dot")
     here.serves_again()
 
 
