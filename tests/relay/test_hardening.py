@@ -81,6 +81,28 @@ def test_app_that_waits_is_served_before_one_that_goes_on_and_on(narrow: Relay) 
     narrow.rest()
 
 
+@pytest.mark.parametrize(
+    ("field", "heard"),
+    [
+        pytest.param(b"X-MC-Template: welcome\r\n", "554 5.6.0 No counterpart here for X-MC-Template ", id="refused"),
+        pytest.param(b"X-Mailgun-Drop-Message: yes\r\n", "250 2.0.0 Discarded and not sent: ", id="discarded"),
+    ],
+)
+def test_connection_goes_back_to_the_pool_while_the_rest_is_swallowed(narrow: Relay, field: bytes, heard: str) -> None:
+    """A message that is not sent on holds the only connection no longer than its header section takes."""
+    narrow.restore()
+    (dialogue,) = narrow.upstream.open
+    with narrow.client() as client:
+        client.envelope()
+        client.send(field + b"\r\nfirst line\r\n")
+        narrow.upstream.wait_for(lambda: dialogue.commands[-1] == "RSET")
+        narrow.serves()
+        client.send(b"last line\r\n.\r\n")
+        assert client.reply().startswith(heard)
+    assert narrow.upstream.open == [dialogue]
+    assert dialogue.commands[-4:] == ["RSET", MAIL, ANN, "DATA"]
+
+
 def test_connections_that_all_died_at_rest_cost_no_message(tmp_path: Path) -> None:
     """After one that is found dead the others at rest are not tried either: a new one is opened."""
     with relay(tmp_path) as here:

@@ -1,6 +1,9 @@
 """A platform that stops talking, at each point: the app gets 451 within the set limit, and the next message goes."""
 
+import contextlib
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +53,24 @@ def test_stall_of_the_platform_is_451(here: Relay, stage: str, heard: list[str],
     failed = here.proxy.event("upstream_failed", failures + 1)
     assert (failed["stage"], failed["reason"]) == (label, "no reply within 2 s")
     here.serves_again()
+
+
+def test_stall_before_the_connection_is_there_is_451(tmp_path: Path) -> None:
+    """A platform that answers no SYN: its queue of connections is full, and nobody takes any out."""
+    with contextlib.ExitStack() as stack:
+        deaf = stack.enter_context(socket.socket())
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(8):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(deaf.getsockname())
+        values = {"port": deaf.getsockname()[1], "connect_seconds": 1}
+        here = stack.enter_context(relay(tmp_path, relay=values))
+        with here.client() as client:
+            assert client.say(MAIL) == NO_CONNECTION
+        failed = here.proxy.event("upstream_failed")
+        assert (failed["stage"], failed["reason"]) == ("connect", "no connection within 1 s")
 
 
 def test_stall_at_the_second_recipient_is_451(here: Relay) -> None:

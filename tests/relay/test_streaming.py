@@ -1,22 +1,27 @@
 """The message on its way through: memory, back-pressure, and ends that come too early."""
 
+import contextlib
 import hashlib
 import random
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.relay.site import LOST, NONSENSE, Relay, relay
-from tests.smtp_in.dialogue import QUEUED, Client
+from tests.smtp_in.dialogue import QUEUED, Client, trusting
 from tests.smtp_in.site import MESSAGE
 from tests.support.upstream import CLOSE, NOTHING, RESET, Reply, Upstream
 
 MEGABYTE = 1_000_000
 HEAD = b"From: App <app@example.com>\r\nSubject: large\r\n\r\n"
 LARGE = 48 * MEGABYTE
+GIVEN_UP = "552 5.3.4 The message is far too large, closing"
 
 
 def lines(octets: int) -> bytes:
@@ -84,6 +89,46 @@ def test_large_message_to_a_slow_platform_slows_the_app_and_costs_no_memory(here
     arrived = here.upstream.taken[0].octets
     assert len(arrived) > len(body)
     assert hashlib.sha256(arrived[-len(body) :]).digest() == hashlib.sha256(body).digest()
+
+
+def test_large_message_by_tls_costs_no_memory_either(tmp_path: Path) -> None:
+    """Back-pressure goes through both TLS connections: the app's, and the one to the platform."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    go_on = threading.Event()
+
+    def hold(_line: str) -> str:
+        go_on.wait(30)
+        return NOTHING
+
+    listener = {"address": "127.0.0.1", "port": 0, "tls": "implicit", "auth": "none"}
+    with relay(
+        tmp_path,
+        Upstream(context=context, receive_buffer=65_536),
+        relay={"tls": "required", "ca_file": str(tmp_path / "ca.pem"), "reply_seconds": 20},
+        limits={"message_octets": LARGE},
+        listeners=[listener],
+        tls={"self_signed": True},
+    ) as here:
+        here.warm_up()
+        here.upstream.script({"after:1000": hold})
+        body = lines(LARGE // 2)
+        before = here.proxy.resident_octets(peak=True)
+        with here.client(context=trusting()) as client:
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+            client.envelope()
+            sender = Sender(client, HEAD + body)
+            sender.start()
+            assert sender.wait_until_stuck() < len(body) * 3 // 4
+            go_on.set()
+            sender.join(30)
+            client.send(b".\r\n")
+            assert client.reply() == QUEUED
+        assert here.proxy.resident_octets(peak=True) - before < 8 * MEGABYTE
+        assert here.upstream.dialogues[0].tls
+        assert here.upstream.taken[0].octets.endswith(body)
 
 
 def test_large_message_that_is_refused_costs_no_memory(here: Relay) -> None:
@@ -200,6 +245,28 @@ def test_early_end_before_the_last_piece_is_no_success(here: Relay, reply: Reply
         here.upstream.script()
         assert client.data(MESSAGE) == QUEUED
     here.serves_again()
+
+
+def test_app_that_never_ends_behind_an_early_refusal_is_hung_up_on(tmp_path: Path) -> None:
+    """What is swallowed is bounded: 64 MiB behind what a message may have, then the connection ends, and is logged."""
+    with relay(tmp_path, limits={"message_octets": MEGABYTE}) as here:
+        here.warm_up()
+        here.upstream.script({"after:1000": "452 4.3.1 disk full"})
+        piece = b"0123456789abcdef\r\n" * 60_000
+        sent = 0
+        with here.client() as client:
+            client.envelope()
+            client.send(HEAD + lines(2000))
+            assert wait_until_dropped(here)
+            with contextlib.suppress(ConnectionError):
+                while sent < 128 << 20:
+                    client.send(piece)
+                    sent += len(piece)
+        assert 64 << 20 < sent < 96 << 20
+        line = here.last_line(0)
+        assert (line["reply"], line["upstream"]) == (GIVEN_UP, "452 4.3.1 disk full")
+        assert 64 << 20 < line["octets"] < 67 << 20
+        here.serves_again()
 
 
 def wait_until_dropped(here: Relay) -> bool:
