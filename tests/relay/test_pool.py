@@ -1,5 +1,6 @@
 """Connections to the platform: warm, few, shared by all apps, and replaced when they die at rest."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,3 +239,14 @@ def test_proxy_without_a_wait_answers_at_once_and_still_reuses_connections(tmp_p
             started.rest()
             assert two.data(MESSAGE) == QUEUED
         assert len(started.upstream.dialogues) == 1
+
+
+def test_workers_share_the_number_of_connections(tmp_path: Path) -> None:
+    """With several workers the platform still sees relay.connections, and no more."""
+    with relay(tmp_path, workers=2, relay={"connections": LIMIT, "wait_seconds": 0}) as started:
+        started.proxy.wait_for_metric("cmail_proxy_upstream_connections", LIMIT, state="idle")
+        with contextlib.ExitStack() as stack:
+            apps = [stack.enter_context(started.client()) for _ in range(16)]  # the system spreads them by their ports
+            replies = sorted(app.say(MAIL) for app in apps)
+            assert replies == [MAIL_OK] * LIMIT + [POOL_BUSY] * (len(apps) - LIMIT)
+        assert started.upstream.most_open == LIMIT
