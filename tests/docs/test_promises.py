@@ -66,8 +66,11 @@ def test_every_line_of_a_table_is_read() -> None:
     assert len(rows()) == len(lines) - 2 * heads
 
 
-@pytest.mark.parametrize("section", ["Relay", "Under fault"])
+@pytest.mark.parametrize(
+    "section",
+    ["Relay", "Under fault", "Translation", "SMTP in", "Operation", "Fixtures and documentation"],
+)
 def test_section_is_on_the_page(section: str) -> None:
-    """The promises of the relay and those under fault have a table each."""
+    """Each part of the program has a table of its promises."""
     _, _, behind = prose(PAGE).partition(f"\n## {section}\n")
     assert behind.partition("\n## ")[0].count("\n| ") > 2
