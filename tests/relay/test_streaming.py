@@ -51,8 +51,9 @@ class Sender(threading.Thread):
 
     def run(self) -> None:
         view = memoryview(self._data)
-        while self.sent < len(view):
-            self.sent += self._client.sock.send(view[self.sent : self.sent + 65_536])
+        with contextlib.suppress(ConnectionError):
+            while self.sent < len(view):
+                self.sent += self._client.sock.send(view[self.sent : self.sent + 65_536])
 
     def wait_until_stuck(self) -> int:
         """Wait until no more goes out, and give how much did."""
@@ -129,6 +130,25 @@ def test_large_message_by_tls_costs_no_memory_either(tmp_path: Path) -> None:
         assert here.proxy.resident_octets(peak=True) - before < 8 * MEGABYTE
         assert here.upstream.dialogues[0].tls
         assert here.upstream.taken[0].octets.endswith(body)
+
+
+def test_app_that_reads_no_replies_cannot_send_on_and_costs_no_memory(here: Relay) -> None:
+    """The other direction: replies that nobody takes hold up the commands, here and at the platform."""
+    transaction = b"MAIL FROM:<app@example.com>\r\n" + b"RCPT TO:<ann@example.net>\r\n" * 3000 + b"RSET\r\n"
+    commands = transaction * 200
+    before = here.proxy.resident_octets(peak=True)
+    with here.client() as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sender = Sender(client, commands)
+        sender.start()
+        assert sender.wait_until_stuck() < len(commands) * 3 // 4
+        here.proxy.wait_for_metric("cmail_proxy_sessions_open", 1)  # held up, and not sent away
+        here.serves()
+        client.sock.shutdown(socket.SHUT_RDWR)
+        sender.join(20)
+    assert here.proxy.resident_octets(peak=True) - before < 8 * MEGABYTE
+    here.rest()
+    here.serves_again()
 
 
 def test_large_message_that_is_refused_costs_no_memory(here: Relay) -> None:
@@ -248,11 +268,15 @@ def test_early_end_before_the_last_piece_is_no_success(here: Relay, reply: Reply
 
 
 def test_app_that_never_ends_behind_an_early_refusal_is_hung_up_on(tmp_path: Path) -> None:
-    """What is swallowed is bounded: 64 MiB behind what a message may have, then the connection ends, and is logged."""
+    """
+    What is swallowed is bounded: 64 MiB behind what a message may have, then the connection ends, and is logged.
+
+    The rest is no command, whatever it looks like.
+    """
     with relay(tmp_path, limits={"message_octets": MEGABYTE}) as here:
         here.warm_up()
         here.upstream.script({"after:1000": "452 4.3.1 disk full"})
-        piece = b"0123456789abcdef\r\n" * 60_000
+        piece = b"MAIL FROM:<evil@example.com>\r\nRCPT TO:<evil@example.net>\r\n" * 20_000
         sent = 0
         with here.client() as client:
             client.envelope()
@@ -266,6 +290,7 @@ def test_app_that_never_ends_behind_an_early_refusal_is_hung_up_on(tmp_path: Pat
         line = here.last_line(0)
         assert (line["reply"], line["upstream"]) == (GIVEN_UP, "452 4.3.1 disk full")
         assert 64 << 20 < line["octets"] < 67 << 20
+        assert not any("evil" in command for command in here.commands())
         here.serves_again()
 
 
