@@ -108,11 +108,10 @@ def test_decode_leaves_a_broken_word_as_written(word: str) -> None:
     assert decode(word.encode()) == word
 
 
-@pytest.mark.timeout(15)
 @pytest.mark.parametrize("piece", [b"=?a?q?x", b"=?a?q?x?y ", b"=?utf-8?b?YQ", b"=?utf-8", b"=?", b"?="])
 def test_decode_of_many_unfinished_words_ends(piece: bytes) -> None:
     """The work grows with the length of the value, not with its square: a sender cannot stall the process."""
-    value = piece * (200_000 // len(piece))
+    value = piece * (2_000_000 // len(piece))
     assert decode(value) == value.decode()
 
 
