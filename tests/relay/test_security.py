@@ -335,6 +335,20 @@ def test_auth_that_fails_is_451_and_logged(known: Relay, reply: str, reason: str
     known.serves_again()
 
 
+@pytest.mark.parametrize("reply", ["504 5.5.4 mechanism", "454 4.7.0 later", CLOSE])
+@pytest.mark.parametrize("stage", ["username", "password"])
+def test_auth_login_that_fails_on_its_way_is_451_and_logged(known: Relay, stage: str, reply: str) -> None:
+    """What the platform says in place of asking for user name or password is no success, and no 5yz to the app."""
+    known.unpool()
+    before = failures(known)
+    known.upstream.script({stage: reply}, extensions=(*EXTENSIONS, "AUTH LOGIN"))
+    assert known.attempt() == [MISCONFIGURED if reply.startswith("5") else NO_CONNECTION]
+    assert failure(known, before)[0] == "auth"
+    said = known.upstream.dialogues[-1].commands
+    assert said == [HELLO, "AUTH LOGIN", base64_of(USER)][: 2 if stage == "username" else 3]
+    known.serves_again()
+
+
 @pytest.mark.parametrize(
     ("offers", "reason"),
     [

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,26 @@ def test_stall_at_the_second_recipient_is_451(here: Relay) -> None:
     here.upstream.script({"RCPT": lambda line: STALL if line == BOB else RCPT_OK})
     assert here.attempt() == [MAIL_OK, RCPT_OK, LOST, START_MAIL, LOST]
     assert not here.upstream.taken
+    here.serves_again()
+
+
+def test_reply_that_trickles_buys_no_time(here: Relay) -> None:
+    """The limit is for a reply as a whole, not for each octet of it."""
+    here.upstream.script({"RCPT": b"250-"})
+    heard = threading.Event()
+
+    def trickle() -> None:
+        with contextlib.suppress(OSError):
+            while not heard.wait(SECONDS / 8):
+                here.upstream.announce(b"x")
+
+    thread = threading.Thread(target=trickle, daemon=True)
+    with here.client() as client:
+        assert client.say(MAIL) == MAIL_OK
+        thread.start()
+        assert client.say(ANN) == LOST
+        heard.set()
+        thread.join(5)
     here.serves_again()
 
 

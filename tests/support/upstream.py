@@ -87,7 +87,8 @@ class Upstream:
     Args:
         replies: By stage (``banner``, ``EHLO``, ``STARTTLS``, ``TLS``, ``AUTH``, ``MAIL``, ``RCPT``, ``DATA``, ``dot``,
             ``RSET``): a reply (several lines parted by LF), octets to send as they are, one of the words above, or a
-            function of the command that gives one. ``TLS`` answers ClientHello in place of the handshake. ``after:N``
+            function of the command that gives one. ``username`` and ``password`` stand in place of what AUTH LOGIN asks
+            for. ``TLS`` answers ClientHello in place of the handshake. ``after:N``
             acts when N octets of the message have arrived: its reply is sent early.
         extensions: What EHLO offers.
         context: TLS context; STARTTLS is offered with it.
@@ -307,7 +308,9 @@ class _Conversation:
 
     def auth(self, line: str) -> bool:
         if line.upper() == "AUTH LOGIN":
-            for challenge in ("VXNlcm5hbWU6", "UGFzc3dvcmQ6"):
+            for stage, challenge in (("username", "VXNlcm5hbWU6"), ("password", "UGFzc3dvcmQ6")):
+                if stage in self.server.replies:
+                    return self.say(stage, line)
                 self.send(f"334 {challenge}")
                 self.dialogue.commands.append(self.line())
                 self.dialogue.ahead.append(b"")
