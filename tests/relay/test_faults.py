@@ -10,6 +10,9 @@ import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as how
+from hypothesis import strategies as st
 
 from tests.relay.site import (
     ANN,
@@ -19,6 +22,8 @@ from tests.relay.site import (
     MAIL_OK,
     MISCONFIGURED,
     NO_CONNECTION,
+    NO_RECIPIENTS,
+    NO_RECIPIENTS_NOW,
     NONSENSE,
     RCPT_OK,
     Relay,
@@ -27,7 +32,7 @@ from tests.relay.site import (
 )
 from tests.smtp_in.dialogue import QUEUED, START_MAIL
 from tests.smtp_in.site import MESSAGE
-from tests.support.upstream import CLOSE, EXTENSIONS, NOTHING, RESET, Reply, Upstream
+from tests.support.upstream import CLOSE, EXTENSIONS, NOTHING, RESET, Reply, Upstream, Words
 
 OPENED = [MAIL_OK, RCPT_OK, RCPT_OK, START_MAIL]
 NEED_MAIL = "503 5.5.1 Send MAIL first"
@@ -341,3 +346,61 @@ def test_platform_without_any_extension_takes_a_message(here: Relay) -> None:
     assert here.attempt() == [*OPENED, QUEUED]
     assert here.upstream.taken[0].mail == "MAIL FROM:<app@example.com>"
     here.learn(*EXTENSIONS)
+
+
+REFUSALS = [
+    "421 4.3.2 closing",
+    "450 4.7.1 grey",
+    "452 4.3.1 full",
+    "530 5.7.0 log in first",
+    "550 5.7.1 no",
+    "554 5.6.0 no",
+]
+ODD = ["220 2.0.0 hello", "334 VXNlcm5hbWU6", "354 more", CLOSE, RESET, b"999 what\r\n", "250-half\nclose"]
+PASSED_ON = {reply for reply in REFUSALS if reply.startswith("5") and not reply.startswith("530")}
+
+
+def often(good: str) -> st.SearchStrategy[Words]:
+    """A reply that is as it should be every other time."""
+    return st.one_of(st.just(good), st.sampled_from([*REFUSALS, *ODD]))
+
+
+@given(
+    mail=often(MAIL_OK),
+    recipients=st.tuples(often(RCPT_OK), often(RCPT_OK)),
+    data=often("354 go ahead"),
+    dot=often(QUEUED),
+    together=st.booleans(),
+)
+@how(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_platform_says_a_250_is_its_own_and_so_is_a_5yz(
+    here: Relay, mail: Words, recipients: tuple[Words, Words], data: Words, dot: Words, together: bool
+) -> None:
+    """Any faults one after the other: success needs the platform's, a bounce needs the platform's, all else is 4yz."""
+    here.restore()
+    here.upstream.script({"MAIL": mail, "RCPT": lambda line: recipients[line == BOB], "DATA": data, "dot": dot})
+    with here.client() as client:
+        if together:
+            client.send(f"{MAIL}\r\n{ANN}\r\n{BOB}\r\nDATA\r\n".encode())
+            heard = client.replies(4)
+        else:
+            heard = [client.say(MAIL), client.say(ANN), client.say(BOB), client.say("DATA")]
+        if heard[3] == START_MAIL:
+            client.send(MESSAGE)
+            heard.append(client.reply())
+        assert client.say("NOOP") == "250 2.0.0 OK"  # in step
+    assert heard[0] == MAIL_OK
+    for reply, said in zip(heard[1:3], recipients, strict=True):
+        assert reply[0] in "45" or (reply == said and str(mail).startswith("2"))
+        assert reply[0] != "5" or reply in PASSED_ON
+    accepted = [to for to, reply in zip((ANN, BOB), heard[1:3], strict=True) if reply[0] == "2"]
+    assert (heard[3] == START_MAIL) == bool(accepted)
+    if not accepted:
+        assert heard[3] in (NO_RECIPIENTS, NO_RECIPIENTS_NOW)
+        assert heard[3] != NO_RECIPIENTS or all(reply[0] == "5" for reply in heard[1:3])
+    elif heard[4][0] == "2":
+        assert heard[4] == dot
+        assert [taken.recipients for taken in here.upstream.taken] == [accepted]
+    else:
+        assert heard[4][0] == "4" or heard[4] in PASSED_ON
+    assert len(here.upstream.taken) <= 1
