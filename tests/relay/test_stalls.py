@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def test_reply_that_trickles_buys_no_time(here: Relay) -> None:
         heard.set()
         thread.join(5)
     here.serves_again()
+
+
+def test_slow_replies_each_have_their_time(here: Relay) -> None:
+    """Two replies that together take longer than one may: the time of the first is not taken off the second's."""
+
+    def slow(_line: str) -> str:
+        time.sleep(SECONDS * 0.6)
+        return RCPT_OK
+
+    here.upstream.script({"RCPT": slow})
+    assert here.attempt() == [*OPENED, QUEUED]
 
 
 def test_stall_in_the_body_is_451(here: Relay) -> None:
