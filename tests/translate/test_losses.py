@@ -40,6 +40,8 @@ def in_use(text: str, *fields: str | bytes, to: int | tuple[str, ...] = 1) -> bo
         ("when: enabled", '""', False),
         ("when: filled", "0", True),
         ("when: filled", "", False),
+        ("when: filled, contains: '0'", "0", True),
+        ("when: filled, contains: '0'", "1", False),
         ("when: disabled", "Off", True),
         ("when: disabled", "none", True),
         ("when: disabled", "on", False),

@@ -451,6 +451,7 @@ def test_name_that_looks_like_an_encoded_word_is_encoded(name: str) -> None:
     [
         ("short", "short"),
         ("x" * 900, "x" * 900),
+        ("x" * 850 + " " + "y" * 49, "x" * 850 + " " + "y" * 49),
         ("x" * 901, "x" * 900),
         ("x" * 900 + " y", "x" * 900),
         ("x" * 850 + " " + "y" * 100, "x" * 850),
