@@ -29,6 +29,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-expected", action="store_true", help="rewrite the expected files of the fixtures")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell pytest of the mark for tests that are not for every day."""
+    config.addinivalue_line("markers", "long: takes long; runs where LONG_TESTS is 1, as .ci/run has it")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the long tests out unless they are asked for: what takes more than five minutes is not run."""
+    if os.environ.get("LONG_TESTS") != "1":
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long; LONG_TESTS=1 runs it, as .ci/run does"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let the processes that this test starts be measured, or not."""

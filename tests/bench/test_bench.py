@@ -39,6 +39,7 @@ def test_translate_prints_a_row_for_each_header_section(tmp_path: Path) -> None:
     assert all(f"\n{case} " in text for case in cases)
 
 
+@pytest.mark.long
 def test_relay_prints_a_row_for_each_scenario_and_peer(tmp_path: Path) -> None:
     """Each kind of load is measured direct and through the proxy, and every message was taken and translated."""
     text, rows = measure("relay", tmp_path)
@@ -51,6 +52,7 @@ def test_relay_prints_a_row_for_each_scenario_and_peer(tmp_path: Path) -> None:
     assert "Ratios, paired within each round" in text
 
 
+@pytest.mark.long
 def test_accept_measures_the_proxy(tmp_path: Path) -> None:
     """Messages are accepted, and held back."""
     text, rows = measure("accept", tmp_path)
@@ -60,6 +62,7 @@ def test_accept_measures_the_proxy(tmp_path: Path) -> None:
     assert "note: all queues are on one disk" in text
 
 
+@pytest.mark.long
 def test_deliver_measures_the_proxy(tmp_path: Path) -> None:
     """All messages that are accepted reach the sink."""
     _, rows = measure("deliver", tmp_path)
@@ -76,6 +79,7 @@ def test_compose_prints_each_step_of_both_messages(tmp_path: Path) -> None:
     assert "\ntemplate postmark-receipt.html: " in text
 
 
+@pytest.mark.long
 def test_backlog_measures_with_and_without(tmp_path: Path) -> None:
     """Messages for others are delivered beside a backlog, for hosts that refuse and for hosts that stall."""
     text, rows = measure("backlog", tmp_path)

@@ -248,6 +248,7 @@ async def test_destination_that_hangs_leaves_places_to_the_others(tmp_path: Path
     await store.close()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_dead_destination_with_a_hundred_thousand_messages_costs_the_others_nothing(tmp_path: Path) -> None:
     """Others are delivered as if they were not there, and memory does not know how many there are."""
