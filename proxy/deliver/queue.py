@@ -27,7 +27,7 @@ from proxy.deliver.copies import Copies
 from proxy.deliver.courier import Courier
 from proxy.deliver.notices import Notices
 from proxy.mail.reply import printable
-from proxy.outbound.transaction import Copy, Mail
+from proxy.outbound.transaction import Mail
 from proxy.policy import outcome
 from proxy.policy.outcome import Outcome, Result, Scope, Stage, expired, is_hard_bounce
 from proxy.policy.retry import RetrySettings, delay_warning_due, next_attempt
@@ -255,12 +255,7 @@ class Queue:
             if asyncio.get_running_loop().time() > give_back_at:
                 raise _NoTurnError
             content = content or await self._store.content(item.id)
-            copies = self._copies.of(item, content, recipients)
-            return Mail(
-                item.reverse_path,
-                tuple(Copy(tuple(each.address for each in group), octets) for group, octets in copies),
-                smtputf8=item.smtputf8,
-            )
+            return Mail(item.reverse_path, tuple(self._copies.of(item, content, recipients)), smtputf8=item.smtputf8)
 
         results: dict[str, Result] = {}
         otherwise = outcome.held(None, "there was no turn for it")

@@ -381,7 +381,7 @@ def no_smtputf8(host: str, *, tls: bool = False) -> Result:
 
 
 def no_eight_bit(host: str, *, tls: bool = False) -> Result:
-    """The message has octets above 127, and the host lacks 8BITMIME. RFC 6152, 3; RFC 3463, X.6.3."""
+    """Octets above 127 that cannot be encoded, and a host without 8BITMIME. RFC 6152, 3; RFC 3463, X.6.3."""
     detail = f"{host} does not take 8-bit messages (8BITMIME)"
     return Result(Outcome.FAILED, Scope.MESSAGE, Stage.MAIL, None, "5.6.3", detail, host, tls, next_host=True)
 
