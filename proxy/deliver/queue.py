@@ -131,7 +131,7 @@ class Queue:
             return 0.0
         if any(2 * (self._counts[name] + number) > self._most_each for name, number in destinations.items()):
             return 0.0
-        if not destinations.keys().isdisjoint(self._courier.paused()):
+        if not destinations.keys().isdisjoint((*self._courier.paused(), *self._courier.crowded())):
             return 0.0
         self._counts.update(destinations)
         self._reserved += len(recipients)
@@ -206,6 +206,7 @@ class Queue:
             return False  # an attempt that ends wakes us
         now = self._clock()
         crowded = [name for name, number in self._counts.items() if number >= self._most_each]
+        crowded += self._courier.crowded()
         leased = await self._store.lease(
             now, now + LEASE_SECONDS, room, {*self._courier.paused(), *crowded}, self._most_each
         )

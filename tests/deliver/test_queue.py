@@ -62,10 +62,14 @@ class Courier:
         self.answer = answer
         self.tried: Counter[str] = Counter()
         self.out: set[str] = set()
+        self.full: set[str] = set()
         self.over = asyncio.Event()
 
     def paused(self) -> Collection[str]:
         return self.out
+
+    def crowded(self) -> Collection[str]:
+        return self.full
 
     async def deliver(self, destination: str, recipients: Sequence[str], load: Load) -> dict[str, Result]:
         self.tried[destination] += 1
