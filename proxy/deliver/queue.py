@@ -42,6 +42,8 @@ _AGAIN_SECONDS = 5.0
 _LARGE_OCTETS = 262_144
 _LARGE_TOGETHER_OCTETS = 100 << 20
 _IDLE_SECONDS = 1.0
+_EXPIRY_SECONDS = 5.0
+_EXPIRED_AT_ONCE = 500
 _TROUBLE_SECONDS = 5.0
 
 
@@ -109,6 +111,7 @@ class Queue:
         self._counts: Counter[str] = Counter()  # recipients of each destination that are attempted, or wait for it
         self._under_way: set[tuple[str, int]] = set()  # the same, each by message and number
         self._reserved = 0  # recipients of messages that are just being kept; in _counts, too
+        self._expiry_at = 0.0  # when to look for what is over and waits behind a pause
         self._more = True  # whether something may be due that there was no room for
 
     def start(self) -> None:
@@ -177,6 +180,7 @@ class Queue:
             self._woken.clear()
             try:
                 busy = await self._take()
+                busy |= await self._expire()
             except Exception as error:  # the disk, mostly; whatever it is, the queue goes on
                 self._watcher.trouble(error)
                 await self._pause(_TROUBLE_SECONDS)
@@ -215,6 +219,27 @@ class Queue:
                 self._begin(each.item, destination, recipients)
         self._more = bool(leased or crowded)
         return bool(leased)
+
+    async def _expire(self) -> bool:
+        """
+        Begin attempts, which will not be made, for what is over and waits behind a pause: it ends now, and not with the
+        pause. False when there is no more of it for now.
+        """
+        clock = asyncio.get_running_loop().time
+        paused = self._courier.paused()
+        room = min(self._most - len(self._under_way) - self._reserved, _EXPIRED_AT_ONCE)
+        if not paused or room <= 0 or clock() < self._expiry_at:
+            return False
+        now = self._clock()
+        leased = await self._store.overdue(now, now + LEASE_SECONDS, room, paused, now - self._retry.expire_seconds)
+        for each in leased:
+            for destination, recipients in self._by_destination(each.item).items():
+                self._begin(each.item, destination, recipients)
+        if sum(len(each.item.recipients) for each in leased) == room:
+            self._more = True
+            return True
+        self._expiry_at = clock() + _EXPIRY_SECONDS
+        return False
 
     def _by_destination(self, item: Item) -> dict[str, list[Recipient]]:
         found: dict[str, list[Recipient]] = {}
@@ -373,7 +398,8 @@ class Queue:
     async def _returned(self, item: Item) -> bytes:
         """Give what goes back with a notice where nothing was tried; without it the notice is still worth sending."""
         try:
-            return await self._store.content(item.id)
+            async with self._memory.of(item.size_octets):  # what ends behind a pause may be hundreds at a time
+                return await self._store.content(item.id)
         except StoreError:
             return b""
 

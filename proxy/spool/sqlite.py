@@ -126,6 +126,29 @@ class SqliteStore:
 
         return await self._writer.do(work)
 
+    async def overdue(
+        self, now: float, lease_until: float, limit: int, destinations: Collection[str], before: float
+    ) -> list[Leased]:
+        names = json.dumps(list(destinations))
+
+        def work(connection: sqlite3.Connection) -> list[Leased]:
+            rows = connection.execute(
+                "SELECT r.message_id, r.number, r.address, r.destination, r.state, r.attempts, r.next_attempt_at, "
+                "r.reply, r.remote_host FROM message m JOIN recipient r ON r.message_id = m.id "
+                "WHERE m.final_at IS NULL AND m.set_aside IS NULL AND m.received_at <= ? AND m.not_before <= ? "
+                "AND r.state = 'pending' AND (r.owner = '' OR r.next_attempt_at <= ?) "
+                "AND r.destination IN (SELECT value FROM json_each(?)) ORDER BY m.received_at LIMIT ?",
+                (before, before, now, names, limit),
+            ).fetchall()
+            if not rows:
+                return []
+            _mark(connection, rows, lease_until, self._owners.own())
+            for name in {row[3] for row in rows}:
+                _refresh(connection, name)
+            return _leased(connection, rows, now)
+
+        return await self._writer.do(work)
+
     async def content(self, message_id: str) -> bytes:
         def work(connection: sqlite3.Connection) -> tuple[bytes | None, bytes, bool] | None:
             found: tuple[bytes | None, bytes, bool] | None = connection.execute(
@@ -596,7 +619,7 @@ def _lease(
     limit_each: int,
     owner: str,
 ) -> list[Leased]:
-    taken: dict[str, list[tuple[Any, ...]]] = {}
+    taken: list[tuple[Any, ...]] = []
     left = limit
     room = dict.fromkeys(due, limit_each)
     waiting = deque(due)
@@ -610,21 +633,33 @@ def _lease(
             "ORDER BY next_attempt_at LIMIT ?",
             (name, now, share),
         ).fetchall()
-        for row in rows:
-            taken.setdefault(row[0], []).append(row)
-        connection.executemany(
-            "UPDATE recipient SET next_attempt_at = ?, attempts = attempts + 1, owner = ? "
-            "WHERE message_id = ? AND number = ?",
-            [(lease_until, owner, row[0], row[1]) for row in rows],
-        )
+        taken += rows
+        _mark(connection, rows, lease_until, owner)
         left -= len(rows)
         room[name] -= len(rows)
         if len(rows) == share and room[name] > 0:
             waiting.append(name)  # it has more, perhaps, and may have what the others leave
     for name in due:
         _refresh(connection, name)
+    return _leased(connection, taken, now)
+
+
+def _mark(connection: sqlite3.Connection, rows: Iterable[tuple[Any, ...]], lease_until: float, owner: str) -> None:
+    """Lease recipients; the attempt that begins counts."""
+    connection.executemany(
+        "UPDATE recipient SET next_attempt_at = ?, attempts = attempts + 1, owner = ? "
+        "WHERE message_id = ? AND number = ?",
+        [(lease_until, owner, row[0], row[1]) for row in rows],
+    )
+
+
+def _leased(connection: sqlite3.Connection, taken: Iterable[tuple[Any, ...]], now: float) -> list[Leased]:
+    """Make messages of recipients that were leased; one that cannot be read is set aside."""
+    by_message: dict[str, list[tuple[Any, ...]]] = {}
+    for row in taken:
+        by_message.setdefault(row[0], []).append(row)
     leased = []
-    for message_id, rows in taken.items():
+    for message_id, rows in by_message.items():
         found = connection.execute(
             f"SELECT {_ITEM} FROM message WHERE id = ?",  # noqa: S608
             (message_id,),

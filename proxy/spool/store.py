@@ -104,6 +104,18 @@ class Store(Protocol):
             limit_each: Recipients at most of each destination.
         """
 
+    async def overdue(
+        self, now: float, lease_until: float, limit: int, destinations: Collection[str], before: float
+    ) -> list[Leased]:
+        """
+        Take what waits for some destinations and is too old, whether it is due or not; otherwise as ``lease``.
+
+        Args:
+            limit: Recipients at most; those of the oldest messages first.
+            destinations: Only these.
+            before: Messages accepted, and to be sent, at that time or earlier.
+        """
+
     async def content(self, message_id: str) -> bytes:
         """
         Give the content of a message.

@@ -138,11 +138,11 @@ class Rig:
             most_each=10,
         )
 
-    async def add(self, name: str, *destinations: str, reverse_path: str = "app@example.com") -> None:
-        """Keep a message, due at once."""
+    async def add(self, name: str, *destinations: str, reverse_path: str = "app@example.com", age: float = 0) -> None:
+        """Keep a message, due at once, that was accepted so many seconds ago."""
         recipients = tuple(Recipient(number, f"r{number}@{each}", each) for number, each in enumerate(destinations))
         await self.store.add(
-            Item(name, time.time(), reverse_path, recipients, Layout(len(CONTENT)), len(CONTENT)), CONTENT, 0
+            Item(name, time.time() - age, reverse_path, recipients, Layout(len(CONTENT)), len(CONTENT)), CONTENT, 0
         )
         self.queue.wake()
 
@@ -159,6 +159,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TROUBLE_SECONDS", 0.05)
     monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(module, "_IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_EXPIRY_SECONDS", 0.05)
 
 
 @asynccontextmanager
@@ -250,6 +251,24 @@ async def test_destination_that_hangs_leaves_places_to_the_others(tmp_path: Path
     store = SqliteStore(tmp_path)  # what hung was given back at the end
     assert len(await store.lease(time.time(), time.time() + 60, 1000)) == 150
     await store.close()
+
+
+async def test_what_is_over_behind_a_pause_ends_before_the_pause_does(tmp_path: Path) -> None:
+    """In bulk, told to the senders, without an attempt; what still has time waits as before."""
+    held = outcome.held(outcome.unreachable("dead.example", "refused"), "not tried for 900 s more")
+    async with rig(tmp_path, lambda name: held if name == "dead.example" else DELIVERED) as here:
+        here.courier.out.add("dead.example")
+        await here.add("young", "dead.example", age=900)
+        for number in range(250):  # more than there is room for at a time
+            await here.add(f"old{number}", "dead.example", age=2000)
+        await until(lambda: here.watcher.outcomes["delivered"] == 250)  # the notices
+        assert here.courier.tried["dead.example"] == 250
+        assert [event.kind for event in (await here.history("old7")).events] == ["received", "bounced", "bounce_told"]
+        (recipient,) = (await here.history("old7")).item.recipients
+        assert "not delivered in time" in recipient.reply
+        assert "refused" in recipient.reply
+        (recipient,) = (await here.history("young")).item.recipients
+        assert (recipient.state, recipient.attempts) == (State.PENDING, 0)
 
 
 @pytest.mark.timeout(120)

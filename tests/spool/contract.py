@@ -135,6 +135,25 @@ async def test_destinations_can_be_left_alone(store: Store) -> None:
     assert [each.item.id for each in taken] == ["alive"]
 
 
+async def test_what_is_too_old_is_taken_before_it_is_due(store: Store) -> None:
+    """Of the destinations named, the oldest first, whatever the time of its next attempt; nobody else's lease."""
+    old = {"received_at": T0 - 1000}
+    await store.add(item("old", *recipients("dead.example", "other.example"), **old), b"content", 0)
+    await store.add(item("older", *recipients("dead.example"), received_at=T0 - 2000), b"content", 0)
+    await store.add(item("new", *recipients("dead.example"), received_at=T0 - 999), b"content", 0)
+    await store.add(item("later", *recipients("dead.example"), **old, not_before=T0 - 999), b"content", 0)
+    await store.add(item("leased", *recipients("dead.example"), **old), b"content", T0 + 60)
+    await store.add(item("aside", *recipients("dead.example"), **old), b"content", 0)
+    await store.set_aside("aside", "damaged", T0)
+    await store.lease(T0, T0 + 60, 3, {"other.example"})
+    await store.settle([deferred(name, T0 + 500) for name in ("old", "older", "new", "later")], T0)
+    taken = [await store.overdue(T0 + 1, T0 + 60, 1, ["dead.example", "no.example"], T0 - 1000) for _ in range(3)]
+    assert [[each.item.id for each in some] for some in taken] == [["older"], ["old"], []]
+    assert [each.number for each in taken[1][0].item.recipients] == [0]
+    again = await store.overdue(T0 + 61, T0 + 90, 9, ["dead.example"], T0 - 1000)
+    assert sorted(each.item.id for each in again) == ["leased", "old", "older"]
+
+
 async def test_limit_counts_recipients(store: Store) -> None:
     """No more is taken than there is room for."""
     await store.add(item("m1", *recipients(*["a.example"] * 8)), b"content", 0)
