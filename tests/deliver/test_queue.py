@@ -243,11 +243,11 @@ async def test_destination_that_hangs_leaves_places_to_the_others(tmp_path: Path
     async with rig(tmp_path, lambda name: None if name == "slow.example" else DELIVERED) as here:
         for number in range(150):
             await here.add(f"slow{number}", "slow.example")
-        await until(lambda: here.courier.tried["slow.example"] == 10)
+        await until(lambda: here.courier.tried["slow.example"] >= 10)
         for number in range(50):
             await here.add(f"m{number}", "a.example")
         await until(lambda: here.watcher.outcomes["delivered"] == 50)
-        assert here.courier.tried["slow.example"] == 10
+        assert here.courier.tried["slow.example"] < 20  # its share, on top of what was at hand below it
     store = SqliteStore(tmp_path)  # what hung was given back at the end
     assert len(await store.lease(time.time(), time.time() + 60, 1000)) == 150
     await store.close()
