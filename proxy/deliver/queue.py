@@ -42,6 +42,7 @@ _AGAIN_SECONDS = 5.0
 _LARGE_OCTETS = 262_144
 _LARGE_TOGETHER_OCTETS = 100 << 20
 _IDLE_SECONDS = 1.0
+_WITHDRAW_SECONDS = 0.5
 _EXPIRY_SECONDS = 5.0
 _EXPIRED_AT_ONCE = 500
 _TROUBLE_SECONDS = 5.0
@@ -111,6 +112,9 @@ class Queue:
         self._counts: Counter[str] = Counter()  # recipients of each destination that are attempted, or wait for it
         self._under_way: set[tuple[str, int]] = set()  # the same, each by message and number
         self._reserved = 0  # recipients of messages that are just being kept; in _counts, too
+        self._on_the_wire: set[tuple[str, int]] = set()  # of those under way, what a courier has got
+        self._withdrawn: set[tuple[str, int]] = set()  # of the others, what was removed meanwhile
+        self._withdrawn_at = 0.0  # when to ask what was
         self._expiry_at = 0.0  # when to look for what is over and waits behind a pause
         self._more = True  # whether something may be due that there was no room for
 
@@ -179,6 +183,7 @@ class Queue:
         while not self._stopping:
             self._woken.clear()
             try:
+                await self._withdraw()
                 busy = await self._take()
                 busy |= await self._expire()
             except Exception as error:  # the disk, mostly; whatever it is, the queue goes on
@@ -220,6 +225,18 @@ class Queue:
         self._more = bool(leased or crowded)
         return bool(leased)
 
+    async def _withdraw(self) -> None:
+        """Let go of what was removed and has no turn yet; what is on the wire goes on to its end."""
+        clock = asyncio.get_running_loop().time
+        if clock() < self._withdrawn_at:
+            return
+        removed = await self._store.withdrawn()
+        idle = [each for each in removed if each not in self._on_the_wire]
+        self._withdrawn.update(self._under_way.intersection(idle))
+        if idle:
+            await self._store.let_go(idle)
+        self._withdrawn_at = clock() + _WITHDRAW_SECONDS
+
     async def _expire(self) -> bool:
         """
         Begin attempts, which will not be made, for what is over and waits behind a pause: it ends now, and not with the
@@ -255,7 +272,8 @@ class Queue:
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            self._under_way.difference_update(keys)
+            for each in (self._under_way, self._on_the_wire, self._withdrawn):
+                each.difference_update(keys)
             self._free(destination, len(keys))
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._watcher.trouble(error if isinstance(error, Exception) else RuntimeError(repr(error)))
@@ -281,7 +299,11 @@ class Queue:
             if asyncio.get_running_loop().time() > give_back_at:
                 raise _NoTurnError
             content = content or await self._store.content(item.id)
-            return Mail(item.reverse_path, tuple(self._copies.of(item, content, recipients)), smtputf8=item.smtputf8)
+            left = self._left(item, recipients)
+            if not left:
+                raise _WithdrawnError
+            self._on_the_wire.update((item.id, each.number) for each in left)
+            return Mail(item.reverse_path, tuple(self._copies.of(item, content, left)), smtputf8=item.smtputf8)
 
         results: dict[str, Result] = {}
         otherwise = outcome.held(None, "there was no turn for it")
@@ -291,12 +313,18 @@ class Queue:
         except DamagedError as error:
             await self._set_aside(item, str(error))
             return
-        except _NoTurnError:
+        except (_NoTurnError, _WithdrawnError):
             pass
         except Exception as error:  # the store, or a slip of ours: an attempt that failed, so that it ends some day
             self._watcher.trouble(error)
             otherwise = _own_trouble(error)
-        await self._write(item, content, [(each, results.get(each.address, otherwise)) for each in recipients])
+        left = self._left(item, recipients)
+        if left:
+            await self._write(item, content, [(each, results.get(each.address, otherwise)) for each in left])
+
+    def _left(self, item: Item, recipients: Sequence[Recipient]) -> list[Recipient]:
+        """Leave out who was removed before it was their turn."""
+        return [each for each in recipients if (item.id, each.number) not in self._withdrawn]
 
     async def _write(self, item: Item, content: bytes, results: Sequence[tuple[Recipient, Result]]) -> None:
         """Write what came of an attempt, with all that follows from it."""
@@ -421,6 +449,10 @@ def _own_trouble(error: Exception) -> Result:
 
 class _NoTurnError(Exception):
     """It had no turn for too long."""
+
+
+class _WithdrawnError(Exception):
+    """All its recipients were removed."""
 
 
 class _Memory:

@@ -40,6 +40,7 @@ from proxy.spool.item import (
     Layout,
     Notice,
     Recipient,
+    Removal,
     Slot,
     State,
     Suppression,
@@ -56,6 +57,7 @@ _BUSY_MILLISECONDS = 10_000
 _LOG_PAGES = 4000  # 16 MB: pages that change with every commit go from the log into the file once for so many
 _ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
 _ITEM += "notice, layout, failed_steps"
+_READ = f"{_ITEM}, set_aside"
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})  # of a file: no later time will mend it
 _COUNTED = {"delivered": "delivered", "deferred": "deferred", "bounced": "bounced", "suppressed": "suppressed"}
 _FIGURES = tuple(field.name for field in attrs.fields(Figures) if field.name not in ("day", "group"))
@@ -195,6 +197,30 @@ class SqliteStore:
     async def set_aside(self, message_id: str, reason: str, now: float) -> None:
         await self._writer.do(lambda connection: _set_aside(connection, message_id, reason, now))
 
+    async def remove(self, message_id: str, reason: str, now: float) -> Removal:
+        return await self._writer.do(lambda connection: _remove(connection, message_id, reason, now))
+
+    async def withdrawn(self) -> list[tuple[str, int]]:
+        return await self._writer.do(
+            lambda connection: connection.execute(
+                "SELECT message_id, number FROM recipient WHERE owner = ? AND state = 'removed' AND owner <> ''",
+                (self._owners.name,),
+            ).fetchall()
+        )
+
+    async def let_go(self, removed: Sequence[tuple[str, int]]) -> None:
+        await self._writer.do(lambda connection: _let_go(connection, removed))
+
+    async def under_way(self, message_id: str) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            (count,) = connection.execute(
+                "SELECT count(*) FROM recipient WHERE message_id = ? AND state = 'removed' AND owner <> ''",
+                (message_id,),
+            ).fetchone()
+            return int(count)
+
+        return await self._writer.do(work)
+
     async def hit(self, kind: str, message_id: str, recipient: int, target: str, at: float) -> bool:
         if kind not in ("opened", "clicked"):
             raise ValueError(kind)
@@ -262,7 +288,9 @@ class SqliteStore:
             (oldest,) = connection.execute(
                 "SELECT min(received_at) FROM message WHERE final_at IS NULL AND set_aside IS NULL"
             ).fetchone()
-            (aside,) = connection.execute("SELECT count(*) FROM message WHERE set_aside IS NOT NULL").fetchone()
+            (aside,) = connection.execute(
+                "SELECT count(*) FROM message WHERE set_aside IS NOT NULL AND final_at IS NULL"
+            ).fetchone()
             return Depth(pending, oldest or 0.0, aside)
 
         return await self._writer.do(work)
@@ -270,7 +298,7 @@ class SqliteStore:
     async def queue(self, limit: int) -> list[Item]:
         def work(connection: sqlite3.Connection) -> list[Item]:
             rows = connection.execute(
-                f"SELECT {_ITEM} FROM message WHERE final_at IS NULL ORDER BY received_at LIMIT ?",  # noqa: S608
+                f"SELECT {_READ} FROM message WHERE final_at IS NULL ORDER BY received_at LIMIT ?",  # noqa: S608
                 (limit,),
             ).fetchall()
             return [_readable(row, _recipients(connection, row[0], pending=True)) for row in rows]
@@ -280,7 +308,7 @@ class SqliteStore:
     async def history(self, message_id: str) -> History | None:
         def work(connection: sqlite3.Connection) -> History | None:
             row = connection.execute(
-                f"SELECT {_ITEM} FROM message WHERE id = ?",  # noqa: S608
+                f"SELECT {_READ} FROM message WHERE id = ?",  # noqa: S608
                 (message_id,),
             ).fetchone()
             if row is None:
@@ -296,6 +324,8 @@ class SqliteStore:
     async def retry(self, message_id: str | None, now: float) -> int:
         def work(connection: sqlite3.Connection) -> int:
             which, parameters = ("AND message_id = ?", (message_id,)) if message_id else ("", ())
+            if message_id:
+                connection.execute("UPDATE message SET set_aside = NULL WHERE id = ?", (message_id,))
             rows = connection.execute(
                 "SELECT message_id, destination, count(*) FROM recipient r JOIN message m ON m.id = r.message_id "  # noqa: S608
                 f"WHERE r.state = 'pending' AND m.set_aside IS NULL {which} GROUP BY message_id, destination",
@@ -372,9 +402,10 @@ class SqliteStore:
                 ).fetchall()
                 changed += connection.execute(
                     "UPDATE recipient SET next_attempt_at = min(next_attempt_at, ?), owner = '' "
-                    "WHERE owner = ? AND owner <> ''",
+                    "WHERE owner = ? AND owner <> '' AND state = 'pending'",
                     (now, owner),
                 ).rowcount
+                connection.execute("UPDATE recipient SET owner = '' WHERE owner = ? AND owner <> ''", (owner,))
                 for (destination,) in rows:
                     _refresh(connection, destination)
             return changed
@@ -507,6 +538,32 @@ def _set_aside(connection: sqlite3.Connection, message_id: str, reason: str, now
         (_NEVER, message_id),
     )
     _write_event(connection, message_id, Event(now, "set_aside", None, reason))
+
+
+def _remove(connection: sqlite3.Connection, message_id: str, reason: str, now: float) -> Removal:
+    rows = connection.execute(
+        "SELECT number, destination, owner <> '' AND next_attempt_at > ? FROM recipient "
+        "WHERE message_id = ? AND state = 'pending'",
+        (now, message_id),
+    ).fetchall()
+    connection.executemany(
+        "UPDATE recipient SET state = 'removed', reply = ?, owner = CASE WHEN ? THEN owner ELSE '' END "
+        "WHERE message_id = ? AND number = ?",
+        [(reason, leased, message_id, number) for number, _, leased in rows],
+    )
+    for number, _, _ in rows:
+        _write_event(connection, message_id, Event(now, "removed", number, reason))
+    for destination in {destination for _, destination, _ in rows}:
+        _refresh(connection, destination)
+    if rows:
+        connection.execute("UPDATE message SET final_at = ? WHERE id = ?", (now, message_id))
+    return Removal(len(rows), sum(leased for _, _, leased in rows))
+
+
+def _let_go(connection: sqlite3.Connection, removed: Iterable[tuple[str, int]]) -> None:
+    connection.executemany(
+        "UPDATE recipient SET owner = '' WHERE message_id = ? AND number = ? AND state = 'removed'", removed
+    )
 
 
 def _told(connection: sqlite3.Connection, notice: Notice) -> bool:
@@ -661,7 +718,7 @@ def _leased(connection: sqlite3.Connection, taken: Iterable[tuple[Any, ...]], no
     leased = []
     for message_id, rows in by_message.items():
         found = connection.execute(
-            f"SELECT {_ITEM} FROM message WHERE id = ?",  # noqa: S608
+            f"SELECT {_READ} FROM message WHERE id = ?",  # noqa: S608
             (message_id,),
         ).fetchone()
         recipients = [attrs.evolve(each, attempts=each.attempts + 1) for each in map(_recipient, rows)]
@@ -684,14 +741,17 @@ def _change_all(connection: sqlite3.Connection, settled: Sequence[_Settled]) -> 
         changed: set[str] = set()
         for change in each.changes:
             row = connection.execute(
-                "SELECT r.destination, m.grp, m.notice, m.set_aside FROM recipient r "
-                "JOIN message m ON m.id = r.message_id "
-                "WHERE r.message_id = ? AND r.number = ? AND r.state = 'pending'",
+                "SELECT r.destination, r.state, m.grp, m.notice, m.set_aside FROM recipient r "
+                "JOIN message m ON m.id = r.message_id WHERE r.message_id = ? AND r.number = ? "
+                "AND (r.state = 'pending' OR r.state = 'removed' AND r.owner <> '')",
                 (change.message_id, change.number),
             ).fetchone()
             if row is None or (change.message_id, change.number) in ended:
                 continue
-            destination, group, notice, aside = row
+            destination, state, group, notice, aside = row
+            if state == State.REMOVED.value and change.state is not State.DELIVERED:
+                _let_go(connection, [(change.message_id, change.number)])
+                continue
             stays_aside = aside is not None and change.state is State.PENDING
             updates.append(
                 (
@@ -809,7 +869,19 @@ def _item(row: tuple[Any, ...] | None, recipients: Iterable[Recipient]) -> Item:
     """
     if row is None:
         raise DamagedError("the message is not in the store")
-    message_id, received_at, reverse_path, group, login, provider, subject, *numbers, layout, failed_steps = row
+    (
+        message_id,
+        received_at,
+        reverse_path,
+        group,
+        login,
+        provider,
+        subject,
+        *numbers,
+        layout,
+        failed_steps,
+        set_aside,
+    ) = row
     size_octets, eight_bit, smtputf8, not_before, notice = numbers
     try:
         fields = json.loads(layout)
@@ -830,6 +902,7 @@ def _item(row: tuple[Any, ...] | None, recipients: Iterable[Recipient]) -> Item:
             not_before=not_before,
             failed_steps=tuple((step, reason) for step, reason in json.loads(failed_steps)),
             notice=bool(notice),
+            set_aside=set_aside or "",
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"its row cannot be read: {error}") from error
@@ -841,5 +914,5 @@ def _readable(row: tuple[Any, ...], recipients: Iterable[Recipient]) -> Item:
     try:
         return _item(row, known)
     except DamagedError:
-        *rest, _layout, _failed_steps = row
-        return _item((*rest, '{"head_octets": 0, "slots": []}', "[]"), known)
+        *rest, _layout, _failed_steps, set_aside = row
+        return _item((*rest, '{"head_octets": 0, "slots": []}', "[]", set_aside), known)

@@ -64,6 +64,11 @@ class Courier:
         self.out: set[str] = set()
         self.full: set[str] = set()
         self.over = asyncio.Event()
+        self.turn = asyncio.Event()
+        self.turn.set()
+        self.sent: list[list[str]] = []
+        self.on_the_wire = asyncio.Event()
+        self.on_the_wire.set()
 
     def paused(self) -> Collection[str]:
         return self.out
@@ -74,8 +79,10 @@ class Courier:
     async def deliver(self, destination: str, recipients: Sequence[str], load: Load) -> dict[str, Result]:
         self.tried[destination] += 1
         result = self.answer(destination)
+        await self.turn.wait()
         if result is None or result.outcome is not outcome.Outcome.DEFERRED:
-            await load()
+            self.sent.append((await load()).recipients)
+        await self.on_the_wire.wait()
         if result is None:  # it hangs, until the end
             await self.over.wait()
             result = outcome.held(None, "the program stops")
@@ -123,6 +130,7 @@ class Rig:
 
     def __init__(self, store: Stumbling, answer: Callable[[str], Result | None], *, first_seconds: float) -> None:
         self.store = store
+        self.folder = store._folder
         self.watcher = Watcher()
         self.courier = Courier(answer)
         names = itertools.count(1)
@@ -160,6 +168,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(module, "_IDLE_SECONDS", 0.05)
     monkeypatch.setattr(module, "_EXPIRY_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_WITHDRAW_SECONDS", 0.01)
 
 
 @asynccontextmanager
@@ -207,6 +216,59 @@ async def test_content_that_cannot_be_read_now_defers(tmp_path: Path) -> None:
             *["deferred"] * 2,
             "delivered",
         ]
+
+
+async def let_go(store: SqliteStore, name: str) -> None:
+    """Wait until nobody has any of a removed message any more."""
+    async with asyncio.timeout(20):
+        while await store.under_way(name):  # noqa: ASYNC110 - as the command does
+            await asyncio.sleep(0.01)
+
+
+async def removed(here: Rig, name: str) -> None:
+    """Remove a message as a command does, beside the queue, and wait until the queue lets go."""
+    beside = SqliteStore(here.folder)
+    await beside.remove(name, "by hand", time.time())
+    await let_go(beside, name)
+    await beside.close()
+
+
+async def test_what_is_removed_while_it_waits_for_its_turn_is_not_sent(tmp_path: Path) -> None:
+    """Taken, and in line for a connection: it is let go at once, and nobody gets it when its turn comes."""
+    async with rig(tmp_path, lambda _name: DELIVERED) as here:
+        here.courier.turn.clear()
+        await here.add("gone", "a.example", "a.example")
+        await here.add("stays", "a.example")
+        await until(lambda: here.courier.tried["a.example"] == 2)
+        await removed(here, "gone")
+        here.courier.turn.set()
+        await until(lambda: here.watcher.outcomes["delivered"] == 1)
+        assert here.courier.sent == [["r0@a.example"]]
+        assert [each.state for each in (await here.history("gone")).item.recipients] == [State.REMOVED] * 2
+        assert [event.kind for event in (await here.history("gone")).events] == ["received", "removed", "removed"]
+        await until(lambda: not here.queue._under_way)
+        assert not here.queue._withdrawn
+        assert not here.watcher.troubles
+
+
+@pytest.mark.parametrize("brings", [DELIVERED, FAILED, None])
+async def test_what_is_removed_while_it_is_sent_ends_with_that(tmp_path: Path, brings: Result | None) -> None:
+    """It may arrive, and is told so then; it is not tried again, and its sender hears nothing."""
+    async with rig(tmp_path, lambda _name: brings, first_seconds=0.01) as here:
+        here.courier.on_the_wire.clear()
+        await here.add("m1", "a.example")
+        await until(lambda: here.courier.sent)
+        beside = SqliteStore(tmp_path)
+        assert (await beside.remove("m1", "by hand", time.time())).under_way == 1
+        await asyncio.sleep(0.1)  # the queue has looked; however often it does, this is not let go
+        assert await beside.under_way("m1") == 1
+        here.courier.on_the_wire.set()
+        here.courier.over.set()
+        await let_go(beside, "m1")
+        await beside.close()
+        kinds = [event.kind for event in (await here.history("m1")).events]
+        assert kinds == ["received", "removed", *(["delivered"] if brings is DELIVERED else [])]
+        assert here.courier.tried == {"a.example": 1}
 
 
 async def test_slip_of_ours_costs_an_attempt_of_one_message(tmp_path: Path) -> None:

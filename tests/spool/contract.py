@@ -11,7 +11,19 @@ from typing import Protocol
 import attrs
 import pytest
 
-from proxy.spool.item import UNGROUPED, Change, Event, Item, Layout, Notice, Recipient, Slot, State, Suppression
+from proxy.spool.item import (
+    UNGROUPED,
+    Change,
+    Event,
+    Item,
+    Layout,
+    Notice,
+    Recipient,
+    Removal,
+    Slot,
+    State,
+    Suppression,
+)
 from proxy.spool.store import DamagedError, Store, StoreError
 
 T0 = 1_790_000_000.0  # 2026-09-21
@@ -187,6 +199,85 @@ async def test_damaged_message_is_set_aside_and_seen(store: Store) -> None:
     history = await store.history("m1")
     assert history is not None
     assert history.events[-1] == Event(T0, "set_aside", None, "its content is not what was kept")
+
+
+async def test_message_that_was_set_aside_is_listed_and_put_back(store: Store) -> None:
+    """By its name alone; the reason is seen as long as it holds, and nothing of it was lost."""
+    await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0)
+    await store.settle([delivered("m1", 0)], T0)
+    await store.set_aside("m1", "its content is gone", T0)
+    assert [(each.id, each.set_aside) for each in await store.queue(10)] == [("m1", "its content is gone")]
+    assert await store.retry(None, T0 + 1) == 0
+    assert await store.lease(T0 + 1, T0 + 60, 10) == []
+    assert await store.retry("m1", T0 + 2) == 1
+    (leased,) = await store.lease(T0 + 2, T0 + 60, 10)
+    assert (leased.item.set_aside, [each.number for each in leased.item.recipients]) == ("", [1])
+    assert (await store.depth()).set_aside == 0
+    history = await store.history("m1")
+    assert history is not None
+    assert [event.kind for event in history.events] == ["received", "delivered", "set_aside", "retried"]
+
+
+async def test_message_that_was_set_aside_and_removed_is_over(store: Store) -> None:
+    """It waits no more, and is counted no more."""
+    await store.add(item("m1"), b"content", 0)
+    await store.set_aside("m1", "its content is gone", T0)
+    assert await store.remove("m1", "by hand", T0) == Removal(1, 0)
+    assert (await store.depth()).set_aside == 0
+    assert await store.queue(10) == []
+    assert await store.retry("m1", T0) == 0
+
+
+async def test_removed_recipients_get_no_attempt(store: Store) -> None:
+    """Those that are final stay what they are; there is nothing to remove twice."""
+    await store.add(item("m1", *recipients("a.example", "b.example", "c.example"), group="g"), b"content", 0)
+    await store.settle([delivered("m1", 0), deferred("m1", T0 + 60, 1)], T0)
+    assert await store.remove("m1", "by hand", T0 + 1) == Removal(2, 0)
+    assert await store.remove("m1", "by hand", T0 + 1) == Removal(0, 0)
+    assert await store.remove("nobody", "by hand", T0 + 1) == Removal(0, 0)
+    assert await store.lease(T0 + 1e6, T0 + 2e6, 10) == []
+    history = await store.history("m1")
+    assert history is not None
+    assert [each.state for each in history.item.recipients] == [State.DELIVERED, State.REMOVED, State.REMOVED]
+    assert history.events[-1] == Event(T0 + 1, "removed", 2, "by hand")
+    assert (await store.depth()).pending == 0
+    assert await store.sweep(T0 + 200, 100) == 1
+
+
+async def test_removal_of_what_is_under_way_is_its_owners_to_see(store: Store, beside: Beside) -> None:
+    """Who leased hears of it, and lets go of what it has not begun; until then it may be getting it."""
+    await store.add(item("m1", *recipients("a.example", "a.example", "b.example")), b"content", 0)
+    await store.lease(T0, T0 + 60, 10, ["b.example"])
+    other = await beside()
+    assert await other.remove("m1", "by hand", T0 + 1) == Removal(3, 2)
+    assert await other.withdrawn() == []
+    assert sorted(await store.withdrawn()) == [("m1", 0), ("m1", 1)]
+    assert await other.under_way("m1") == 2
+    await store.let_go([("m1", 0)])
+    assert await store.withdrawn() == [("m1", 1)]
+    assert await other.under_way("m1") == 1
+    assert await other.lease(T0 + 1e6, T0 + 2e6, 10) == []
+    await store.close()
+    await other.release(T0 + 2)
+    assert await other.under_way("m1") == 0
+
+
+async def test_attempt_that_was_under_way_when_its_message_was_removed(store: Store) -> None:
+    """Delivered is what happened to it; anything else changes nothing, is tried no more, and is told to nobody."""
+    await store.add(item("m1", *recipients("a.example", "a.example", "a.example"), group="g"), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    assert await store.remove("m1", "by hand", T0) == Removal(3, 3)
+    bounced = Change("m1", 2, State.BOUNCED, Event(T0, "bounced", 2, "550 unknown"))
+    assert await store.settle([delivered("m1", 0), deferred("m1", T0, 1)], T0) == []
+    assert await store.settle([bounced], T0, [notice("n1", "m1")]) == []
+    assert await store.settle([delivered("m1", 1)], T0) == []  # it was let go, so nobody can have delivered it
+    assert await store.under_way("m1") == 0
+    history = await store.history("m1")
+    assert history is not None
+    assert [each.state for each in history.item.recipients] == [State.DELIVERED, State.REMOVED, State.REMOVED]
+    assert [event.kind for event in history.events] == ["received", *["removed"] * 3, "delivered"]
+    (figures,) = await store.report()
+    assert (figures.delivered, figures.deferred, figures.bounced) == (1, 0, 0)
 
 
 async def test_figures_count_each_group_by_day(store: Store) -> None:
