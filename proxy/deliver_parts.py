@@ -179,6 +179,10 @@ class DeliverParts:
         self._queue: Queue | None = None
         self._due = {"depth": 0.0, "sweep": 0.0}
 
+    @property
+    def public_port(self) -> int:
+        return self.public.port
+
     def _wake(self) -> None:
         if self._queue is not None:
             self._queue.wake()
