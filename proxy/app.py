@@ -311,7 +311,6 @@ async def serve(settings: Settings, log: Log, first: Callable[[], None] | None =
 
 def tell_listening(log: Log, settings: Settings, ports: list[int], probes_port: int, public_port: int) -> None:
     """Log where mail is taken and where it goes; a *public_port* of 0 is none."""
-    public = {"public": {"address": settings.http.public.address, "port": public_port}} if public_port else {}
     log.info(
         "listening",
         listeners=[
@@ -319,7 +318,7 @@ def tell_listening(log: Log, settings: Settings, ports: list[int], probes_port: 
             for listener, port in zip(settings.listeners, ports, strict=True)
         ],
         probes={"address": settings.http.probes.address, "port": probes_port},
-        **public,
+        public={"address": settings.http.public.address, "port": public_port} if public_port else None,
         onward=settings.onward,
         workers=settings.workers,
     )

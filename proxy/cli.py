@@ -61,8 +61,8 @@ def serve(config: Path | None) -> None:
     Without any settings it listens on 127.0.0.1:2525, shows a token for your app at its first start, and delivers into
     a mailbox folder: nothing leaves the machine. All of it is kept in ./var.
 
-    Logs one line for each message to standard output. Rule files, certificates and issued tokens are read again when
-    they change; a change of the settings file needs a restart.
+    Logs one line for each message to standard output. Rule files, certificates, keys and issued tokens are read again
+    when they change; a change of the settings file needs a restart.
     """
     from proxy import app
     from proxy.listening import BindError

@@ -431,7 +431,7 @@ class _Supervisor:
                 "listening",
                 listeners=[{"address": address, "port": port} for address, port in self._mail_places],
                 probes={"address": self._crew.probes[0], "port": self._probes_port},
-                **({"public": pages[0]} if pages else {}),
+                public=pages[0] if pages else None,
                 onward=self._crew.onward,
                 workers=started,
             )

@@ -35,6 +35,10 @@ class Copies:
         self._signer = signer
         self._clock = clock
 
+    def use(self, keys: TokenKeys, signer: Signer | None) -> None:
+        """Sign with other keys from now on."""
+        self._keys, self._signer = keys, signer
+
     def of(self, item: Item, content: bytes, recipients: Sequence[Recipient]) -> list[Copy]:
         """Give the copies for some recipients."""
         layout = item.layout
