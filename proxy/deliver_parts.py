@@ -13,7 +13,7 @@ from typing import IO
 from proxy.compose.pool import ComposePool
 from proxy.compose.steps import Composed
 from proxy.deliver.copies import Copies
-from proxy.deliver.courier import at_hand, courier_of, route_of
+from proxy.deliver.courier import at_hand, courier_of, fits, route_of
 from proxy.deliver.keys import Keys
 from proxy.deliver.notices import Notices
 from proxy.deliver.queue import Queue
@@ -72,9 +72,19 @@ async def recover(settings: Settings, log: Log) -> IO[bytes]:
         raise
     try:
         released = await store.release(time.time())
+        route = route_of(settings)
+        # An address that leads nowhere by now fails with its own name.
+        redirected = await store.redirect(fits(settings), lambda address: route(address) or address.lower())
         removed = await store.recover()
         depth = await store.depth()
-        log.info("queue_opened", pending=depth.pending, set_aside=depth.set_aside, released=released, removed=removed)
+        log.info(
+            "queue_opened",
+            pending=depth.pending,
+            set_aside=depth.set_aside,
+            released=released,
+            removed=removed,
+            redirected=redirected,
+        )
     finally:
         await store.close()
     return hold

@@ -189,6 +189,14 @@ def _hop(settings: Settings) -> NextHop:
     )
 
 
+def fits(settings: Settings) -> Callable[[str], bool]:
+    """Give the function that tells whether a destination is one by the settings: what was kept may be of others."""
+    if settings.deliver.via == "mx":
+        return lambda destination: not destination.startswith("(")  # no domain does
+    own = TO_MAILBOX if settings.deliver.via == "mailbox" else TO_SMARTHOST
+    return lambda destination: destination == own
+
+
 def route_of(settings: Settings) -> Callable[[str], str | None]:
     """Give the function that names the destination of an address; None where the address leads nowhere."""
     if settings.deliver.via == "mailbox":

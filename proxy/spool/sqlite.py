@@ -21,7 +21,7 @@ import json
 import os
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -412,18 +412,28 @@ class SqliteStore:
 
         return await self._writer.do(work)
 
-    async def redirect(self, destination_of: dict[str, str]) -> None:
-        """Give pending recipients other destinations, by the old ones: the settings changed since they came."""
-
-        def work(connection: sqlite3.Connection) -> None:
-            for old, new in destination_of.items():
-                connection.execute(
-                    "UPDATE recipient SET destination = ? WHERE destination = ? AND state = 'pending'", (new, old)
+    async def redirect(self, fits: Callable[[str], bool], destination_of: Callable[[str], str]) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            known = [name for (name,) in connection.execute("SELECT name FROM destination")]
+            unfit = [name for name in known if not fits(name)]
+            changed: set[str] = set(unfit)
+            count = 0
+            for name in unfit:
+                rows = connection.execute(
+                    "SELECT message_id, number, address FROM recipient WHERE destination = ? AND state = 'pending'",
+                    (name,),
+                ).fetchall()
+                updates = [(destination_of(address), message_id, number) for message_id, number, address in rows]
+                connection.executemany(
+                    "UPDATE recipient SET destination = ? WHERE message_id = ? AND number = ?", updates
                 )
-                connection.execute("DELETE FROM destination WHERE name = ?", (old,))
-                _refresh(connection, new)
+                changed.update(destination for destination, _, _ in updates)
+                count += len(updates)
+            for name in changed:
+                _refresh(connection, name)
+            return count
 
-        await self._writer.do(work)
+        return await self._writer.do(work)
 
     async def close(self) -> None:
         await self._writer.close()

@@ -12,7 +12,7 @@ only it knows where its owners run.
 ``tests/spool/contract.py`` holds the tests that every store must pass.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from attrs import frozen
@@ -209,6 +209,15 @@ class Store(Protocol):
         """
         Make due again what is leased by owners that are gone: at the start, and now and then, since another process may
         have ended. Gives the number of recipients.
+        """
+
+    async def redirect(self, fits: Callable[[str], bool], destination_of: Callable[[str], str]) -> int:
+        """
+        Give pending recipients other destinations, because the settings changed since they came; gives their number.
+
+        Args:
+            fits: Whether a destination is one by the settings of now.
+            destination_of: Gives that of an address.
         """
 
     async def close(self) -> None:

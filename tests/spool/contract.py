@@ -166,6 +166,22 @@ async def test_what_is_too_old_is_taken_before_it_is_due(store: Store) -> None:
     assert sorted(each.item.id for each in again) == ["leased", "old", "older"]
 
 
+async def test_destinations_follow_the_settings(store: Store) -> None:
+    """What waits goes where the settings of now send it, by its address; what is final or fits stays as it was."""
+    await store.add(item("m1", *recipients("a.example", "b.example", "c.example")), b"content", 0)
+    await store.add(item("m2", *recipients("b.example")), b"content", 0)
+    await store.settle([delivered("m1", 0), deferred("m2", T0 + 50)], T0)
+    assert await store.redirect(lambda name: name == "c.example", lambda address: f"for {address}") == 2
+    history = await store.history("m1")
+    assert history is not None
+    assert [each.destination for each in history.item.recipients] == ["a.example", "for r1@b.example", "c.example"]
+    taken = {each.item.id for each in await store.lease(T0, T0 + 60, 10)}
+    assert taken == {"m1"}
+    (later,) = await store.lease(T0 + 50, T0 + 60, 10, ["c.example"])
+    assert [each.destination for each in later.item.recipients] == ["for r0@b.example"]
+    assert await store.redirect(lambda name: True, lambda address: "never") == 0
+
+
 async def test_limit_counts_recipients(store: Store) -> None:
     """No more is taken than there is room for."""
     await store.add(item("m1", *recipients(*["a.example"] * 8)), b"content", 0)

@@ -226,14 +226,6 @@ async def test_other_process_may_look_while_this_one_writes(store: SqliteStore, 
     await other.close()
 
 
-async def test_destinations_follow_the_settings(store: SqliteStore) -> None:
-    """What waits for a domain goes to the smarthost once there is one."""
-    await store.add(item("m1"), b"content", 0)
-    await store.redirect({"example.net": "smarthost"})
-    (leased,) = await store.lease(T0, T0 + 60, 10)
-    assert leased.item.recipients[0].destination == "smarthost"
-
-
 async def test_full_disk_refuses_and_goes_on_when_there_is_room(store: SqliteStore) -> None:
     """No room is told as such, keeps nothing, and is over as soon as it is over."""
 
