@@ -112,6 +112,7 @@ class _Destination:
         self.hosts = hosts
         self.share = share
         self.busy = 0
+        self.looking = 0  # attempts that wait for the route
         self.waiting: deque[_Waiter] = deque()
         self.idle: deque[tuple[Session, float]] = deque()  # the last one given back is the first one taken
         self.in_turn = False
@@ -127,7 +128,7 @@ class _Destination:
     @property
     def idle_now(self) -> bool:
         """Whether nothing is under way, so that it can be forgotten."""
-        return not self.busy and not self.waiting
+        return not self.busy and not self.waiting and not self.looking
 
 
 class Destinations:
@@ -182,7 +183,11 @@ class Destinations:
         refused = self._refusal(destination)
         if refused is not None:
             return dict.fromkeys(recipients, refused)
-        route = await destination.hosts.route()
+        destination.looking += 1
+        try:
+            route = await destination.hosts.route()
+        finally:
+            destination.looking -= 1
         place = self._refusal(destination) or await self._turn(destination, route)
         if isinstance(place, Result):
             return dict.fromkeys(recipients, place)

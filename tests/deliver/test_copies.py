@@ -113,6 +113,20 @@ def test_host_without_eight_bit_gets_a_signed_seven_bit_message(
         assert "Grüße".encode() in text
 
 
+def test_notice_about_an_eight_bit_message_goes_to_such_a_host(plant: Plant, upstream: Upstream) -> None:
+    """It gives the message back, which is encoded inside it; the notice itself is ASCII from its first octet."""
+    upstream.hang_up()
+    upstream.script({"RCPT": lambda line: "550 5.7.1 no" if "ann" in line else "250 2.1.5 fine"}, SEVEN_BIT)
+    before = len(upstream.taken)
+    message_id = plant.send("ann@example.net", head=TEXT, body="Grüße\r\n".encode())
+    eventually(lambda: not plant.pending(), "all final")
+    (notice,) = [each for each in upstream.taken[before:] if each.recipients]
+    assert notice.octets.isascii()
+    assert notice.mail.startswith("MAIL FROM:<>")
+    assert "Grüße".encode() in part(message_from_bytes(notice.content).get_payload(2), "text/plain")  # type: ignore[arg-type]
+    assert plant.kinds(message_id) == ["received", "bounced", "bounce_told"]
+
+
 def test_signed_message_bounces_rather_than_being_broken(plant: Plant, upstream: Upstream) -> None:
     """What an app has signed by S/MIME or PGP, and in eight bits, such a host cannot take at all."""
     upstream.script({}, SEVEN_BIT)

@@ -1,5 +1,6 @@
 """What is told and kept of a message beside its delivery: steps left undone, what readers did, and for how long."""
 
+import json
 import shutil
 import socket
 from pathlib import Path
@@ -34,6 +35,23 @@ def test_steps_left_undone_are_counted_logged_and_in_the_record(tmp_path: Path, 
         assert here.proxy.metric("cmail_proxy_compose_failures_total") == 4
         events = here.told("message", "show", message_id)["events"]
         assert [each["detail"] for each in events if each["kind"] == "step_failed"] == queued["steps_failed"]
+
+
+def test_limits_of_html_work_are_those_of_the_settings(tmp_path: Path) -> None:
+    """The time for a message, and how many processes there are for it."""
+    noted = tmp_path / "noted"
+    first = f"""
+import json, pathlib, proxy.deliver_parts as parts
+made = parts.ComposePool
+def noting(**how):
+    pathlib.Path({str(noted)!r}).write_text(json.dumps(how))
+    return made(**how)
+parts.ComposePool = noting
+"""
+    deliver = {"via": "mailbox", "compose": {"budget_seconds": 7, "processes": 3}}
+    with Plant(tmp_path, deliver, first=first) as plant:
+        plant.settled(plant.send(), "received", "delivered")
+    assert json.loads(noted.read_text()) == {"budget_seconds": 7, "processes": 3}
 
 
 def test_no_address_of_a_reader_is_kept(tmp_path: Path) -> None:

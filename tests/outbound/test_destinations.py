@@ -73,6 +73,8 @@ class World:
         self.verdict: Callable[[str], Result] = lambda _: TAKEN
         self.loaded = 0
         self.hosts: dict[str, tuple[Host, ...]] = {}
+        self.found = asyncio.Event()
+        self.found.set()
 
     def clock(self) -> float:
         """The time, which only tests let pass."""
@@ -105,6 +107,7 @@ class FakeHosts:
 
     async def route(self) -> Route | Result:
         """Give it, or those that the world has for it."""
+        await self.world.found.wait()
         return Route(self.key, self.world.hosts.get(self.key) or (Host(self.key, (f"address of {self.key}",)),))
 
     async def open(self, host: Host, tried: set[str]) -> Session | Result:
@@ -275,6 +278,19 @@ async def test_destination_in_use_is_not_forgotten() -> None:
 
 
 # A destination that is out of order
+
+
+async def test_destination_that_is_looked_up_is_not_forgotten() -> None:
+    """Else there would be two of it, each with its own limits."""
+    world = World()
+    world.found.clear()
+    where = world.destinations(kept=1)
+    (slow,) = world.start(where, "slow.example")
+    await spin()
+    assert (await world.send(where, "other.example")).stage is Stage.HELD
+    world.found.set()
+    assert (await slow).outcome is Outcome.DELIVERED
+    assert (await world.send(where, "other.example")).outcome is Outcome.DELIVERED
 
 
 async def test_dead_destination_costs_nothing_while_it_is_paused() -> None:
