@@ -353,14 +353,13 @@ class Destinations:
             first = self._turns.popleft()
             first.in_turn = False
             waiter = _first(first.waiting)
-            if waiter is None:
-                self._line_up_at(self._places.wanted)  # the place that it was woken for is for somebody else
-            elif self._may_start(first, waiter.keys):
+            starts = waiter is not None and self._may_start(first, waiter.keys)
+            if waiter is not None and starts:
                 first.waiting.popleft()
                 waiter.future.set_result(self._take(first, waiter.keys))
-                self._line_up(first)
-            else:
-                self._line_up(first)
+            self._line_up(first)
+            if not starts and not first.in_turn:
+                self._line_up_at(self._places.wanted)  # the place that it was woken for is for somebody else
 
     def _line_up(self, destination: _Destination) -> None:
         waiter = None if destination.in_turn else _first(destination.waiting)
