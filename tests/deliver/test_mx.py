@@ -17,6 +17,8 @@ ZONE = (
     "mx.one.example 300 A 127.0.0.2",
     "mx.two.example 300 A 127.0.0.3",
     "mx.private.example 300 A 10.1.2.3",
+    "loop.example 300 MX 10 proxy.example.com.",
+    "proxy.example.com 300 A 127.0.0.2",
     "example.com 300 MX 10 mx.one.example.",
 )
 
@@ -70,3 +72,25 @@ def test_connection_to_a_host_is_used_for_the_next_message(tmp_path: Path) -> No
                 plant.settled(plant.send(f"r{number}@one.example", reverse_path=""), "received", "delivered")
             assert len(one.dialogues) == 1
             assert len(one.taken) == 3
+
+
+def test_settings_of_hosts_count(tmp_path: Path) -> None:
+    """TLS that is required and not offered defers; a domain whose host we are is a loop; others are not meant."""
+    with Upstream(address="127.0.0.2") as one, NameServer(ZONE) as names:
+        deliver = {
+            "via": "mx",
+            "nameservers": ["127.0.0.1"],
+            "allow_networks": ["127.0.0.0/8"],
+            "require_tls": ["One.example"],
+            "retry": {"first_seconds": 3600},
+        }
+        with Plant(tmp_path, deliver, first=on_ports(one.port, names.port)) as plant:
+            secret = plant.send("a@one.example", reverse_path="")
+            plant.settled(secret, "received", "deferred")
+            assert "offers no STARTTLS" in plant.recipient(secret).reply
+            loop = plant.send("b@loop.example", reverse_path="")
+            plant.settled(loop, "received", "bounced")
+            assert "would come back to this host" in plant.recipient(loop).reply
+            plant.settled(plant.send("c@example.com", reverse_path=""), "received", "delivered")
+            assert [each.recipients for each in one.taken] == [["RCPT TO:<c@example.com>"]]
+            assert plant.store(lambda store: store.suppressions()) == []
