@@ -1,4 +1,8 @@
-"""The commands about what is kept: their texts word for word, over a store with known times."""
+"""
+The commands about what is kept: their texts word for word, over a store with known times.
+
+Longer than other modules: all commands are held against the same store.
+"""
 
 import asyncio
 import csv

@@ -3,6 +3,8 @@ The tests that every store must pass; a store's own test module imports them and
 ``reopen`` (what a crash leaves) and ``beside`` (another process that works on the same store).
 
 Destinations are words, times are numbers given: nothing here waits.
+
+Longer than other modules: whoever writes a store reads what is asked of it in one place.
 """
 
 import asyncio
