@@ -89,8 +89,12 @@ class Places(Generic[T]):
         self._add(self._attempts, keys, 1)
 
     def leave(self, keys: Collection[str]) -> None:
-        """Count one less."""
+        """Count one less, and let one off who had to come again: it finds room now."""
         self._add(self._attempts, keys, -1)
+        for key in keys:
+            noted = self._refused.get(key)
+            if noted:
+                del noted[next(iter(noted))]
 
     def refuse(self, keys: Collection[str], who: T) -> bool:
         """Tell whether so many wait for one of these hosts that one more is to come again, and note who."""
@@ -101,14 +105,9 @@ class Places(Generic[T]):
         return bool(key)
 
     def refused(self) -> list[T]:
-        """Name those who had to come again and still had better not: as many as there is room for are let off."""
-        for key, noted in list(self._refused.items()):
-            free = _WAITING * self._limit - self._attempts[key]
-            if 2 * free >= _WAITING * self._limit:  # some at a time, not each that ends
-                for who in list(noted)[:free]:
-                    del noted[who]
-            if not noted:
-                del self._refused[key]
+        """Name those who had to come again and still had better not; all are let off where nobody waits any more."""
+        for key in [key for key, noted in self._refused.items() if not noted or not self._attempts[key]]:
+            del self._refused[key]
         return [who for noted in self._refused.values() for who in noted]
 
     @property

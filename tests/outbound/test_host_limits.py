@@ -7,6 +7,7 @@ import pytest
 
 from proxy.outbound.destinations import DestinationLimits, Destinations
 from proxy.outbound.mx import Host
+from proxy.outbound.places import Places
 from proxy.outbound.transaction import Copy, Mail
 from proxy.policy.outcome import Outcome, Result, Stage
 from tests.outbound.site import CHANCE, CONTENT, PATIENCE, SENDER, lab
@@ -92,6 +93,25 @@ async def test_more_than_wait_for_a_host_are_held_and_let_off_as_others_end() ->
     world.gate.set()
     assert (await settled(tasks)).count(Outcome.DELIVERED) == 12
     assert where.crowded() == []
+
+
+def test_as_many_are_let_off_as_find_room() -> None:
+    """One for each attempt that waits no more, the first refused first, however often anybody asks; at last all."""
+    places: Places[str] = Places(1)
+    here = ("mx.example", "192.0.2.1")
+    for _ in range(5):
+        assert not places.refuse(here, "nobody")
+        places.enter(here)
+    assert all(places.refuse(here, name) for name in ("a", "b", "c", "d"))
+    assert not places.refuse(("other.example",), "e")
+    for _ in range(3):
+        assert places.refused() == ["a", "b", "c", "d"]
+    places.leave(here)
+    assert places.refused() == ["b", "c", "d"]
+    assert not places.refuse(here, "a")
+    for _ in range(4):
+        places.leave(here)
+    assert places.refused() == []
 
 
 async def test_backup_host_that_is_full_defers_and_says_so() -> None:
