@@ -98,6 +98,11 @@ class App:
         """The rules in force."""
         return self._rules.engine
 
+    @property
+    def public_port(self) -> int:
+        """The port of the public pages, once started; 0 on a route without any."""
+        return self._parts.public_port
+
     async def start(self) -> None:
         """Take mail from now on."""
         self.metrics.rules_reload(True, self._rules.count)
@@ -263,8 +268,13 @@ def bind_all(settings: Settings) -> list[tuple[Listener, socket.socket]]:
     return bound
 
 
-async def serve(settings: Settings, log: Log) -> int:
-    """Serve in this process until SIGTERM or SIGINT, and give the exit code."""
+async def serve(settings: Settings, log: Log, first: Callable[[], None] | None = None) -> int:
+    """
+    Serve in this process until SIGTERM or SIGINT, and give the exit code.
+
+    Args:
+        first: Called once the ports and the store are ours, before mail is taken.
+    """
     from proxy.web.probes import Probes  # its HTTP library is not needed before mail can be taken
 
     raise_descriptor_limit(settings, log)
@@ -274,6 +284,8 @@ async def serve(settings: Settings, log: Log) -> int:
         from proxy.deliver_parts import recover
 
         hold = await recover(settings, log)
+    if first is not None:
+        first()
     app = App(settings, log, sockets)
     stopping = stop_event()
     await app.start()
@@ -286,7 +298,7 @@ async def serve(settings: Settings, log: Log) -> int:
     probes = Probes(where.address, where.port, app.health, render)
     await probes.start()
     ports = [sock.getsockname()[1] for _, sock in sockets]
-    tell_listening(log, settings, ports, probes.port)
+    tell_listening(log, settings, ports, probes.port, app.public_port)
     tell_warnings(log, settings, app.engine)
     await stopping.wait()
     await app.stop()
@@ -297,8 +309,8 @@ async def serve(settings: Settings, log: Log) -> int:
     return 0
 
 
-def tell_listening(log: Log, settings: Settings, ports: list[int], probes_port: int) -> None:
-    """Log where mail is taken and where it goes."""
+def tell_listening(log: Log, settings: Settings, ports: list[int], probes_port: int, public_port: int) -> None:
+    """Log where mail is taken and where it goes; a *public_port* of 0 is none."""
     log.info(
         "listening",
         listeners=[
@@ -306,6 +318,7 @@ def tell_listening(log: Log, settings: Settings, ports: list[int], probes_port: 
             for listener, port in zip(settings.listeners, ports, strict=True)
         ],
         probes={"address": settings.http.probes.address, "port": probes_port},
+        public={"address": settings.http.public.address, "port": public_port} if public_port else None,
         onward=settings.onward,
         workers=settings.workers,
     )

@@ -7,7 +7,7 @@ Exit codes: 0 done, 1 a problem with settings, rules or the message, 2 wrong usa
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -61,14 +61,19 @@ def serve(config: Path | None) -> None:
     Without any settings it listens on 127.0.0.1:2525, shows a token for your app at its first start, and delivers into
     a mailbox folder: nothing leaves the machine. All of it is kept in ./var.
 
-    Logs one line for each message to standard output. Rule files, certificates and issued tokens are read again when
-    they change; a change of the settings file needs a restart.
+    Logs one line for each message to standard output. Rule files, certificates, keys and issued tokens are read again
+    when they change; a change of the settings file needs a restart.
     """
     from proxy import app
     from proxy.listening import BindError
     from proxy.record.log import Log, Output
 
-    settings = _checked(loaded(config) if config else _embedded(loaded(None)))
+    first: Callable[[], None] | None = None
+    settings = loaded(config)
+    if not config:
+        settings, first = _embedded(settings)
+    if first is None:  # else all of it is defaults, and nobody can log in yet
+        _checked(settings)
     log = Log(settings.log.level, settings.log.format, Output(sys.stdout.fileno()))
     log.install()
     try:
@@ -77,7 +82,7 @@ def serve(config: Path | None) -> None:
 
             code = asyncio.run(workers.serve(settings, log, config))
         else:
-            code = app.run(lambda: app.serve(settings, log))
+            code = app.run(lambda: app.serve(settings, log, first))
     except ProblemsError as error:
         log.flush()
         fail(error)
@@ -301,26 +306,33 @@ def _store(config: Path | None) -> "TokenStore":
         fail(error)
 
 
-def _embedded(settings: Settings) -> Settings:
+def _embedded(settings: Settings) -> tuple[Settings, Callable[[], None] | None]:
     """
-    Make settings of nothing usable: a token where nobody has one, shown this once, and a certificate of our own.
+    Make settings of nothing usable: a certificate of our own, and a token where nobody has one.
+
+    Returns:
+        The settings, and what makes the token and shows it, this once: to be called when nothing else is in the way,
+        since nobody who saw the start fail would look for a token. None where there is one.
     """
     import attrs
 
     from proxy.inbound.tokens import TokenStore
 
     if settings.source.variables or not settings.delivers:
-        return settings
+        return settings, None
     try:
         store = TokenStore(settings.data_dir / TOKENS_FILE)
-        token = "" if store.list() else store.add("first")
     except ProblemsError as error:
         fail(error)
-    if token:
+
+    def first() -> None:
+        token = store.add("first")
         click.echo("No settings, so these: listening on 127.0.0.1:2525, delivering into a mailbox folder.", err=True)
         click.echo(f"Token for your app, user name and password in one, shown this once: {token}", err=True)
         click.echo(f"Everything is kept in {settings.data_dir}. For more: cmail-proxy serve --config FILE", err=True)
-    return attrs.evolve(settings, tls=attrs.evolve(settings.tls, self_signed=True))
+
+    embedded = attrs.evolve(settings, tls=attrs.evolve(settings.tls, self_signed=True))
+    return embedded, None if store.list() else first
 
 
 def _checked(settings: Settings, *, quiet: bool = False) -> Settings:

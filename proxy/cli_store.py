@@ -19,7 +19,7 @@ import click
 
 from proxy.cli_common import CONFIG, fail, loaded, stop
 from proxy.problems import ProblemsError
-from proxy.spool.item import Change, Event, Figures, Recipient, State
+from proxy.spool.item import Figures, Recipient, State
 from proxy.spool.sqlite import DATABASE_FILE, SPOOL_FOLDER, SqliteStore
 from proxy.spool.store import History, StoreError
 
@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _MOST = 10_000
+_NEVER = 1e12  # the next attempt of what was set aside is behind all times
+_SEEN_SECONDS = 4.0  # within which a running proxy has seen what was removed
 
 
 @click.group()
@@ -42,7 +44,9 @@ def queue_list(config: Path | None, as_json: bool, limit: int) -> None:
     """
     List messages that wait, oldest first.
 
-    Each with its recipients that are not final, their next attempt and what the last one brought.
+    Each with its recipients that are not final, their next attempt and what the last one brought. A message that was
+    found damaged is set aside: it stays here, with the reason, and is attempted no more unless it is put back by
+    `queue retry`.
     """
     items = _with_store(config, lambda store: store.queue(limit))
     if as_json:
@@ -50,6 +54,8 @@ def queue_list(config: Path | None, as_json: bool, limit: int) -> None:
         return
     for item in items:
         click.echo(f"{item.id}  {_moment(item.received_at)}  {item.group or '-'}  {_cut(item.subject, 40) or '-'}")
+        if item.set_aside:
+            click.echo(f"    set aside: {item.set_aside}")
         for recipient in item.recipients:
             click.echo(f"    {recipient.address}  {_waits(recipient)}")
     click.echo(f"{len(items)} message{'s' if len(items) != 1 else ''}", err=True)
@@ -72,14 +78,22 @@ def queue_retry(config: Path | None, message_id: str, everything: bool) -> None:
     """
     Attempt a message at once.
 
-    A running proxy does it within a second; with --all it does so for all messages that wait.
+    A running proxy does it within a second; with --all it does so for all messages that wait. A message that was set
+    aside is put back where it is named, not by --all: once what was damaged is mended, its content from a backup say.
     """
     if bool(message_id) == everything:
         raise click.UsageError("give the ID of a message, or --all")
-    count = _with_store(config, lambda store: store.retry(message_id or None, time.time()))
+
+    async def work(store: SqliteStore) -> tuple[int, str]:
+        history = await store.history(message_id) if message_id else None
+        return await store.retry(message_id or None, time.time()), history.item.set_aside if history else ""
+
+    count, aside = _with_store(config, work)
     if not count and message_id:
         stop(f"no message {message_id} that waits; `cmail-proxy queue list` shows those that do")
-    click.echo(f"due now: {count} recipient{'s' if count != 1 else ''}")
+    if aside:
+        click.echo(f"put back, though it was set aside: {aside}")
+    click.echo(f"due now: {_recipients(count)}")
 
 
 @queue.command("remove")
@@ -89,25 +103,25 @@ def queue_remove(config: Path | None, message_id: str) -> None:
     """
     Give a message up.
 
-    Its recipients that are not final get it no more, and its sender is not told. An attempt that is under way goes on.
+    Its recipients that are not final get it no more, and its sender is not told. No attempt begins for them once this
+    has ended. What is on the wire at that moment may still arrive, and then is recorded as delivered: this says so.
     """
 
-    async def work(store: SqliteStore) -> int:
-        history = await store.history(message_id)
-        pending = [each for each in history.item.recipients if each.state is State.PENDING] if history else []
-        now = time.time()
-        event = Event(now, "removed", None, "by hand")
-        changes = [
-            Change(message_id, each.number, State.REMOVED, attrs.evolve(event, recipient=each.number), reply="by hand")
-            for each in pending
-        ]
-        await store.settle(changes, now)
-        return len(changes)
+    async def work(store: SqliteStore) -> tuple[int, int]:
+        await store.release(time.time())  # of a program that is gone nothing is under way
+        removal = await store.remove(message_id, "by hand", time.time())
+        left, until = removal.under_way, time.monotonic() + _SEEN_SECONDS
+        while left and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+            left = await store.under_way(message_id)
+        return removal.recipients, left
 
-    count = _with_store(config, work)
+    count, left = _with_store(config, work)
     if not count:
         stop(f"no message {message_id} that waits; `cmail-proxy queue list` shows those that do")
-    click.echo(f"removed: {count} recipient{'s' if count != 1 else ''}")
+    click.echo(f"removed: {_recipients(count)}")
+    if left:
+        click.echo(f"being sent to {_recipients(left)} at this moment, who may still get it; not tried again", err=True)
 
 
 @click.group()
@@ -279,6 +293,8 @@ def _print_history(history: History) -> None:
     click.echo(f"{item.id}: {item.subject or '(no subject)'}")
     click.echo(f"  from       <{item.reverse_path}>{f', login {item.login}' if item.login else ''}")
     click.echo(f"  group      {item.group or 'none (Ungrouped emails)'}")
+    if item.set_aside:
+        click.echo(f"  set aside  {item.set_aside}")
     if item.provider:
         click.echo(f"  fields of  {item.provider}")
     for recipient in item.recipients:
@@ -290,10 +306,15 @@ def _print_history(history: History) -> None:
         click.echo(f"  {_moment(event.at)}  {event.kind:<12} {what}".rstrip())
 
 
+def _recipients(count: int) -> str:
+    return f"{count} recipient{'s' if count != 1 else ''}"
+
+
 def _waits(recipient: Recipient) -> str:
     if recipient.state is not State.PENDING:
         return " ".join(part for part in (recipient.state.value, recipient.reply) if part)
-    text = f"next attempt {_moment(recipient.next_attempt_at)}, {recipient.attempts} made"
+    at = recipient.next_attempt_at
+    text = f"{f'next attempt {_moment(at)}' if at < _NEVER else 'no attempt'}, {recipient.attempts} made"
     return f"{text}; {recipient.reply}" if recipient.reply else text
 
 
@@ -340,7 +361,7 @@ def _print_json(value: Any) -> None:
 
 
 def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%SZ") if at < 1e12 else "never"
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _cut(text: str, most: int) -> str:

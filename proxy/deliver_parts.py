@@ -10,12 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from proxy.compose.dkim import Signer, SigningKey, load_key
 from proxy.compose.pool import ComposePool
 from proxy.compose.steps import Composed
-from proxy.compose.tokens import TokenKeys, load_or_create_secret
 from proxy.deliver.copies import Copies
-from proxy.deliver.courier import at_hand, courier_of, route_of
+from proxy.deliver.courier import at_hand, courier_of, fits, route_of
+from proxy.deliver.keys import Keys
 from proxy.deliver.notices import Notices
 from proxy.deliver.queue import Queue
 from proxy.deliver.route import DeliverRoute
@@ -53,22 +52,6 @@ def open_store(settings: Settings) -> SqliteStore:
         raise ProblemsError([problem]) from None
 
 
-def tracking_keys(settings: Settings) -> Path:
-    """Where the keys are that sign tracking links."""
-    return settings.tracking.secret_file or settings.data_dir / "tracking-keys"
-
-
-def keys_of(settings: Settings) -> tuple[TokenKeys, Signer]:
-    """
-    Read the keys that sign tracking links, made where there are none, and those that sign messages.
-
-    Raises:
-        ProblemsError: Some cannot be read.
-    """
-    signing = [SigningKey(key.domain, key.selector, load_key(key.key_file)) for key in settings.deliver.dkim]
-    return load_or_create_secret(tracking_keys(settings)), Signer(signing)
-
-
 async def recover(settings: Settings, log: Log) -> IO[bytes]:
     """
     Bring the store of a program that ended, however it ended, into order: before anybody works on it.
@@ -88,9 +71,19 @@ async def recover(settings: Settings, log: Log) -> IO[bytes]:
         raise
     try:
         released = await store.release(time.time())
+        route = route_of(settings)
+        # An address that leads nowhere by now fails with its own name.
+        redirected = await store.redirect(fits(settings), lambda address: route(address) or address.lower())
         removed = await store.recover()
         depth = await store.depth()
-        log.info("queue_opened", pending=depth.pending, set_aside=depth.set_aside, released=released, removed=removed)
+        log.info(
+            "queue_opened",
+            pending=depth.pending,
+            set_aside=depth.set_aside,
+            released=released,
+            removed=removed,
+            redirected=redirected,
+        )
     finally:
         await store.close()
     return hold
@@ -151,8 +144,9 @@ class DeliverParts:
         deliver, tracking = settings.deliver, settings.tracking
         self._composer = ComposePool(budget_seconds=deliver.compose.budget_seconds, processes=deliver.compose.processes)
         public = settings.http.public
-        self._keys, signer = keys_of(settings)
-        self.public = PublicPages(public.address, public.port, self._keys, _Hits(self), lambda: datetime.now(UTC))
+        self._keys = Keys(settings)
+        pages = PublicPages(public.address, public.port, self._keys.tokens, _Hits(self), lambda: datetime.now(UTC))
+        self.public = pages
         destination = route_of(settings)
         self.route = DeliverRoute(
             self._store,
@@ -174,9 +168,13 @@ class DeliverParts:
         )
         self._courier = courier_of(settings)
         self._notices = Notices(settings.hostname, lambda: f"{new_id()}.n", destination, deliver.retry.expire_seconds)
-        self._signer = signer if deliver.dkim else None
+        self._copies: Copies | None = None
         self._queue: Queue | None = None
         self._due = {"depth": 0.0, "sweep": 0.0}
+
+    @property
+    def public_port(self) -> int:
+        return self.public.port
 
     def _wake(self) -> None:
         if self._queue is not None:
@@ -186,7 +184,7 @@ class DeliverParts:
         """Open the public pages, then work on what waits."""
         await self.public.start(self._listener)
         base = (self._settings.tracking.base_url or f"http://127.0.0.1:{self.public.port}").rstrip("/")
-        copies = Copies(base, self._keys, self._signer, time.time)
+        copies = self._copies = Copies(base, self._keys.tokens, self._keys.signer, time.time)
         most, most_each = at_hand(self._settings)
         self._queue = Queue(
             self._store,
@@ -203,12 +201,24 @@ class DeliverParts:
         self.route.queue = self._queue
 
     async def tick(self) -> None:
-        """Measure the queue, and forget what is old."""
+        """Measure the queue, forget what is old, and take changed keys into force."""
         self._courier.tidy()
+        self._look_at_keys()
         try:
             await self._look(time.time())
         except StoreError as error:
             self._watcher.trouble(error)
+
+    def _look_at_keys(self) -> None:
+        try:
+            if not self._keys.reload() or self._copies is None:
+                return
+        except ProblemsError as error:
+            self._watcher.keys_not_reloaded(error)
+            return
+        self._copies.use(self._keys.tokens, self._keys.signer)
+        self.public.keys = self._keys.tokens
+        self._watcher.keys_reloaded()
 
     async def _look(self, now: float) -> None:
         """Measure the store, take care of what other processes left behind, and forget what is old."""
@@ -323,6 +333,13 @@ class _Watcher:
     def noticed(self, item: Item, notice: Item, kind: str) -> None:
         self._metrics.notice(delayed=kind == "delay_told")
         self._log.info("notice", id=notice.id, about=item.id, to=item.reverse_path, kind=kind)
+
+    def keys_reloaded(self) -> None:
+        self._log.info("keys_reloaded")
+
+    def keys_not_reloaded(self, error: ProblemsError) -> None:
+        for problem in error.problems:
+            self._log.error("keys_reload_failed", problem=str(problem))
 
     def released(self, recipients: int) -> None:
         self._log.warning("leases_released", recipients=recipients)

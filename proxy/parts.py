@@ -13,6 +13,10 @@ class Parts(Protocol):
     def route(self) -> Route:
         """Where sessions hand messages in."""
 
+    @property
+    def public_port(self) -> int:
+        """The port at which readers are answered, once started; 0 where there is nothing for them."""
+
     async def start(self) -> None:
         """Get ready, before the first client is accepted."""
 

@@ -38,6 +38,10 @@ class RelayParts:
         self.route = RelayRoute(hop, self._pool, metrics.upstream_reply)
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def public_port(self) -> int:
+        return 0
+
     async def start(self) -> None:
         """Reach out to the platform."""
         if self.settings.relay.required_for_readiness:

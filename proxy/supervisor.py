@@ -426,10 +426,12 @@ class _Supervisor:
         # A worker that failed is not waited for; the others are, so that all that can serve do when the mail comes.
         if not self._health.started and started and all(worker.started or worker.died for worker in self._workers):
             self._health.started = True
+            pages = [{"address": address, "port": port} for address, port in self._places[len(self._mail_places) :]]
             self._log.info(
                 "listening",
                 listeners=[{"address": address, "port": port} for address, port in self._mail_places],
                 probes={"address": self._crew.probes[0], "port": self._probes_port},
+                public=pages[0] if pages else None,
                 onward=self._crew.onward,
                 workers=started,
             )

@@ -33,9 +33,10 @@ async def serve(settings: Settings, log: Log, config: Path | None) -> int:
         taken.close()
     hold: IO[bytes] | None = None
     if settings.delivers:
-        from proxy.deliver_parts import keys_of, recover
+        from proxy.deliver.keys import Keys
+        from proxy.deliver_parts import recover
 
-        keys_of(settings)
+        Keys(settings)
         hold = await recover(settings, log)
     app.tell_warnings(log, settings, rules.engine)
     app.raise_descriptor_limit(settings, log)  # workers inherit it

@@ -14,7 +14,7 @@ follow any.
 import hashlib
 import re
 from collections import defaultdict
-from html import escape
+from html import escape, unescape
 
 import css_inline
 
@@ -22,6 +22,7 @@ from proxy.compose.cascade import Sheet
 from proxy.compose.edits import Edit
 from proxy.compose.markup import Tag, attribute_text, tags
 
+_CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _UNSTYLED = frozenset(b"head meta title link script style base noscript br wbr param source track template".split())
 _ALWAYS = frozenset([b"", b"all", b"screen"])
 _IGNORED_SHEET = frozenset([b"data-embed", b"data-css-inline", b"data-premailer", b"data-inline"])
@@ -47,13 +48,14 @@ def edits(html: bytes, view: bytes, codec: str, found: list[Tag]) -> list[Edit]:
     Raises:
         Unmatched: css-inline did not do its part.
     """
-    if any(_is_foreign(view, tag) for tag in found):
-        raise Unmatched
-    texts = [
-        (html[tag.end : tag.raw_end].decode(codec, "replace"), conditional)
-        for tag in found
-        if tag.name == b"style" and not tag.closing and (conditional := _condition(tag)) is not None
-    ]
+    texts = []
+    for number, tag in enumerate(found):
+        if tag.name != b"style" or tag.closing or (conditional := _condition(tag)) is None:
+            continue
+        if _is_foreign(view, tag):
+            texts.append((_foreign_text(html, found, number, codec), True))
+        else:
+            texts.append((html[tag.end : tag.raw_end].decode(codec, "replace"), conditional))
     try:
         sheet = Sheet.read(tuple(texts))
     except ValueError:
@@ -70,9 +72,29 @@ def edits(html: bytes, view: bytes, codec: str, found: list[Tag]) -> list[Edit]:
 
 
 def _is_foreign(view: bytes, tag: Tag) -> bool:
-    """Tell whether a tag begins a style sheet in an SVG, whose end is another than that of others."""
-    is_open = tag.name == b"style" and not tag.closing and not tag.conditional
-    return is_open and tag.raw_end == tag.end < len(view) and not view.startswith(b"</", tag.end)
+    """Tell whether a tag begins a style sheet in an SVG, which is text with entities like any other."""
+    if tag.conditional or view.startswith(b"/>", tag.end - 2):
+        return False
+    return tag.raw_end == tag.end < len(view) and not view.startswith(b"</", tag.end)
+
+
+def _foreign_text(html: bytes, found: list[Tag], number: int, codec: str) -> str:
+    """
+    Read a style sheet in an SVG.
+
+    It holds for the whole message, in readers that show the SVG. Others leave it out with all that is in it, so it
+    stays where it is, like one under a condition, and what it may override is not copied.
+
+    Raises:
+        Unmatched: There are elements in it, or it has no end: nobody knows what it says then.
+    """
+    tag = found[number]
+    end = found[number + 1] if number + 1 < len(found) else None
+    if end is None or not end.closing or end.name != b"style":
+        raise Unmatched
+    text = html[tag.end : end.start].decode(codec, "replace")
+    pieces = _CDATA.split(text)  # text and sections in turn
+    return "".join(piece if at % 2 else unescape(piece) for at, piece in enumerate(pieces))
 
 
 def _condition(style: Tag) -> bool | None:

@@ -216,8 +216,19 @@ def is_closed_html(html: bytes) -> bool:
 
 
 def html_part(found: list[Part]) -> Part | None:
-    """Give the part that is the message's HTML: the first that readers do not show as a file."""
-    return next((part for part in found if part.kind == "text/html" and not part.is_attachment), None)
+    """
+    Give the part that is the message's HTML: the first that readers do not show as a file.
+
+    Of alternatives the last counts, as for readers (RFC 2046, 5.1.4).
+    """
+    return _html_in(found[0])
+
+
+def _html_in(part: Part) -> Part | None:
+    if part.kind == "text/html" and not part.is_attachment:
+        return part
+    children = reversed(part.children) if part.kind == "multipart/alternative" else part.children
+    return next((html for html in map(_html_in, children) if html is not None), None)
 
 
 def has_plain_text(found: list[Part]) -> bool:

@@ -1,15 +1,19 @@
 """
 Copies for recipients: what was worked out once for the message, with each recipient's own URLs, and signed.
 
+A host without 8BITMIME gets a copy in seven-bit form. Only whoever talks to it knows that, so each copy says how to
+make it; the signature is made anew, over what is sent.
+
 Recipients whose copies are equal share one: without tracking that is all of them.
 """
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from proxy.compose import steps
+from proxy.compose import seven_bit, steps
 from proxy.compose.dkim import Signer
 from proxy.compose.tokens import TokenKeys, trackable
+from proxy.outbound.transaction import Copy
 from proxy.spool.item import Item, Recipient
 
 
@@ -31,12 +35,16 @@ class Copies:
         self._signer = signer
         self._clock = clock
 
-    def of(self, item: Item, content: bytes, recipients: Sequence[Recipient]) -> list[tuple[list[Recipient], bytes]]:
-        """Give the copies for some recipients, each with who gets it."""
+    def use(self, keys: TokenKeys, signer: Signer | None) -> None:
+        """Sign with other keys from now on."""
+        self._keys, self._signer = keys, signer
+
+    def of(self, item: Item, content: bytes, recipients: Sequence[Recipient]) -> list[Copy]:
+        """Give the copies for some recipients."""
         layout = item.layout
         keys = self._keys
         if not layout.slots or keys is None:
-            return [(list(recipients), self._signed(content))]
+            return [self._copy(recipients, content)]
         composed = steps.Composed(
             head=content[: layout.head_octets],
             html=content[layout.head_octets : layout.head_octets + layout.html_octets],
@@ -46,10 +54,14 @@ class Copies:
             done=(),
             failed=(),
         )
-        copies = []
-        for recipient in recipients:
-            copies.append(([recipient], self._signed(composed.copy(self._urls(keys, item.id, recipient.number)))))
-        return copies
+        return [self._copy([each], composed.copy(self._urls(keys, item.id, each.number))) for each in recipients]
+
+    def _copy(self, recipients: Sequence[Recipient], content: bytes) -> Copy:
+        def in_seven_bits() -> bytes | None:
+            written = seven_bit.converted(content)
+            return None if written is None else self._signed(written)
+
+        return Copy(tuple(each.address for each in recipients), self._signed(content), in_seven_bits)
 
     def _urls(self, keys: TokenKeys, message_id: str, number: int) -> Callable[[steps.Slot], str]:
         def url(slot: steps.Slot) -> str:

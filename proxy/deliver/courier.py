@@ -36,6 +36,9 @@ class Courier(Protocol):
     def paused(self) -> Collection[str]:
         """Destinations to leave alone for now."""
 
+    def crowded(self) -> Collection[str]:
+        """Destinations for which more had better come later, though they are not out of order."""
+
     async def deliver(self, destination: str, recipients: Sequence[str], load: Load) -> dict[str, Result]:
         """
         Attempt it.
@@ -67,6 +70,9 @@ class MailboxCourier:
     def paused(self) -> Collection[str]:
         return ()
 
+    def crowded(self) -> Collection[str]:
+        return ()
+
     async def deliver(self, _destination: str, _recipients: Sequence[str], load: Load) -> dict[str, Result]:
         async with self._turns:
             return await self._mailbox.deliver(await load())
@@ -89,6 +95,9 @@ class HostCourier:
 
     def paused(self) -> Collection[str]:
         return [key or TO_SMARTHOST for key in self._destinations.held()]
+
+    def crowded(self) -> Collection[str]:
+        return self._destinations.crowded()
 
     async def deliver(self, destination: str, recipients: Sequence[str], load: Load) -> dict[str, Result]:
         key = SMARTHOST if destination == TO_SMARTHOST else destination
@@ -115,18 +124,16 @@ def courier_of(settings: Settings) -> Courier:
     if deliver.via == "mailbox":
         return MailboxCourier(mailbox_folder(settings), settings.hostname)
     patience = Patience()
+    is_smarthost = deliver.via == "smarthost"
+    concurrency = deliver.connections if is_smarthost else deliver.per_destination
     limits = DestinationLimits(
-        share=Share(share(deliver.per_destination, settings)),
+        share=Share(share(concurrency, settings), deliver.rate_per_destination / settings.workers),
         attempts=share(deliver.connections, settings),
+        per_host=0 if is_smarthost else share(deliver.per_host, settings),
         waiting=_MOST_WAITING,
     )
-    if deliver.via == "smarthost":
+    if is_smarthost:
         smarthost = Smarthost(_hop(settings), patience)
-        limits = DestinationLimits(
-            share=Share(share(deliver.connections, settings)),
-            attempts=share(deliver.connections, settings),
-            waiting=_MOST_WAITING,
-        )
         return HostCourier(Destinations(lambda _key: smarthost, limits, patience, random.Random()))  # noqa: S311 - jitter
     networks = Networks(deliver.allow_networks)
     chance = random.Random()  # noqa: S311 - the order of equal hosts
@@ -180,6 +187,14 @@ def _hop(settings: Settings) -> NextHop:
         username=smarthost.username or "",
         password=smarthost.password.reveal() if smarthost.password else "",
     )
+
+
+def fits(settings: Settings) -> Callable[[str], bool]:
+    """Give the function that tells whether a destination is one by the settings: what was kept may be of others."""
+    if settings.deliver.via == "mx":
+        return lambda destination: not destination.startswith("(")  # no domain does
+    own = TO_MAILBOX if settings.deliver.via == "mailbox" else TO_SMARTHOST
+    return lambda destination: destination == own
 
 
 def route_of(settings: Settings) -> Callable[[str], str | None]:

@@ -27,7 +27,7 @@ from proxy.deliver.copies import Copies
 from proxy.deliver.courier import Courier
 from proxy.deliver.notices import Notices
 from proxy.mail.reply import printable
-from proxy.outbound.transaction import Copy, Mail
+from proxy.outbound.transaction import Mail
 from proxy.policy import outcome
 from proxy.policy.outcome import Outcome, Result, Scope, Stage, expired, is_hard_bounce
 from proxy.policy.retry import RetrySettings, delay_warning_due, next_attempt
@@ -42,6 +42,9 @@ _AGAIN_SECONDS = 5.0
 _LARGE_OCTETS = 262_144
 _LARGE_TOGETHER_OCTETS = 100 << 20
 _IDLE_SECONDS = 1.0
+_WITHDRAW_SECONDS = 0.5
+_EXPIRY_SECONDS = 5.0
+_EXPIRED_AT_ONCE = 500
 _TROUBLE_SECONDS = 5.0
 
 
@@ -109,6 +112,10 @@ class Queue:
         self._counts: Counter[str] = Counter()  # recipients of each destination that are attempted, or wait for it
         self._under_way: set[tuple[str, int]] = set()  # the same, each by message and number
         self._reserved = 0  # recipients of messages that are just being kept; in _counts, too
+        self._on_the_wire: set[tuple[str, int]] = set()  # of those under way, what a courier has got
+        self._withdrawn: set[tuple[str, int]] = set()  # of the others, what was removed meanwhile
+        self._withdrawn_at = 0.0  # when to ask what was
+        self._expiry_at = 0.0  # when to look for what is over and waits behind a pause
         self._more = True  # whether something may be due that there was no room for
 
     def start(self) -> None:
@@ -131,7 +138,7 @@ class Queue:
             return 0.0
         if any(2 * (self._counts[name] + number) > self._most_each for name, number in destinations.items()):
             return 0.0
-        if not destinations.keys().isdisjoint(self._courier.paused()):
+        if not destinations.keys().isdisjoint((*self._courier.paused(), *self._courier.crowded())):
             return 0.0
         self._counts.update(destinations)
         self._reserved += len(recipients)
@@ -176,7 +183,9 @@ class Queue:
         while not self._stopping:
             self._woken.clear()
             try:
+                await self._withdraw()
                 busy = await self._take()
+                busy |= await self._expire()
             except Exception as error:  # the disk, mostly; whatever it is, the queue goes on
                 self._watcher.trouble(error)
                 await self._pause(_TROUBLE_SECONDS)
@@ -206,6 +215,7 @@ class Queue:
             return False  # an attempt that ends wakes us
         now = self._clock()
         crowded = [name for name, number in self._counts.items() if number >= self._most_each]
+        crowded += self._courier.crowded()
         leased = await self._store.lease(
             now, now + LEASE_SECONDS, room, {*self._courier.paused(), *crowded}, self._most_each
         )
@@ -214,6 +224,39 @@ class Queue:
                 self._begin(each.item, destination, recipients)
         self._more = bool(leased or crowded)
         return bool(leased)
+
+    async def _withdraw(self) -> None:
+        """Let go of what was removed and has no turn yet; what is on the wire goes on to its end."""
+        clock = asyncio.get_running_loop().time
+        if clock() < self._withdrawn_at:
+            return
+        removed = await self._store.withdrawn()
+        idle = [each for each in removed if each not in self._on_the_wire]
+        self._withdrawn.update(self._under_way.intersection(idle))
+        if idle:
+            await self._store.let_go(idle)
+        self._withdrawn_at = clock() + _WITHDRAW_SECONDS
+
+    async def _expire(self) -> bool:
+        """
+        Begin attempts, which will not be made, for what is over and waits behind a pause: it ends now, and not with the
+        pause. False when there is no more of it for now.
+        """
+        clock = asyncio.get_running_loop().time
+        paused = self._courier.paused()
+        room = min(self._most - len(self._under_way) - self._reserved, _EXPIRED_AT_ONCE)
+        if not paused or room <= 0 or clock() < self._expiry_at:
+            return False
+        now = self._clock()
+        leased = await self._store.overdue(now, now + LEASE_SECONDS, room, paused, now - self._retry.expire_seconds)
+        for each in leased:
+            for destination, recipients in self._by_destination(each.item).items():
+                self._begin(each.item, destination, recipients)
+        if sum(len(each.item.recipients) for each in leased) == room:
+            self._more = True
+            return True
+        self._expiry_at = clock() + _EXPIRY_SECONDS
+        return False
 
     def _by_destination(self, item: Item) -> dict[str, list[Recipient]]:
         found: dict[str, list[Recipient]] = {}
@@ -229,7 +272,8 @@ class Queue:
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            self._under_way.difference_update(keys)
+            for each in (self._under_way, self._on_the_wire, self._withdrawn):
+                each.difference_update(keys)
             self._free(destination, len(keys))
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._watcher.trouble(error if isinstance(error, Exception) else RuntimeError(repr(error)))
@@ -255,12 +299,11 @@ class Queue:
             if asyncio.get_running_loop().time() > give_back_at:
                 raise _NoTurnError
             content = content or await self._store.content(item.id)
-            copies = self._copies.of(item, content, recipients)
-            return Mail(
-                item.reverse_path,
-                tuple(Copy(tuple(each.address for each in group), octets) for group, octets in copies),
-                smtputf8=item.smtputf8,
-            )
+            left = self._left(item, recipients)
+            if not left:
+                raise _WithdrawnError
+            self._on_the_wire.update((item.id, each.number) for each in left)
+            return Mail(item.reverse_path, tuple(self._copies.of(item, content, left)), smtputf8=item.smtputf8)
 
         results: dict[str, Result] = {}
         otherwise = outcome.held(None, "there was no turn for it")
@@ -270,12 +313,18 @@ class Queue:
         except DamagedError as error:
             await self._set_aside(item, str(error))
             return
-        except _NoTurnError:
+        except (_NoTurnError, _WithdrawnError):
             pass
         except Exception as error:  # the store, or a slip of ours: an attempt that failed, so that it ends some day
             self._watcher.trouble(error)
             otherwise = _own_trouble(error)
-        await self._write(item, content, [(each, results.get(each.address, otherwise)) for each in recipients])
+        left = self._left(item, recipients)
+        if left:
+            await self._write(item, content, [(each, results.get(each.address, otherwise)) for each in left])
+
+    def _left(self, item: Item, recipients: Sequence[Recipient]) -> list[Recipient]:
+        """Leave out who was removed before it was their turn."""
+        return [each for each in recipients if (item.id, each.number) not in self._withdrawn]
 
     async def _write(self, item: Item, content: bytes, results: Sequence[tuple[Recipient, Result]]) -> None:
         """Write what came of an attempt, with all that follows from it."""
@@ -377,7 +426,8 @@ class Queue:
     async def _returned(self, item: Item) -> bytes:
         """Give what goes back with a notice where nothing was tried; without it the notice is still worth sending."""
         try:
-            return await self._store.content(item.id)
+            async with self._memory.of(item.size_octets):  # what ends behind a pause may be hundreds at a time
+                return await self._store.content(item.id)
         except StoreError:
             return b""
 
@@ -399,6 +449,10 @@ def _own_trouble(error: Exception) -> Result:
 
 class _NoTurnError(Exception):
     """It had no turn for too long."""
+
+
+class _WithdrawnError(Exception):
+    """All its recipients were removed."""
 
 
 class _Memory:

@@ -83,7 +83,7 @@ class Attempt:
             for each in set(copy.recipients).difference(good):
                 self.results[each] = outcome.bad_domain(each.rpartition("@")[2][:255])
             if good:
-                self._pending.append(Part(good, body_of(copy.content)))
+                self._pending.append(Part(good, body_of(copy.content, copy.in_seven_bits)))
 
     @property
     def host_failed(self) -> Result | None:

@@ -5,6 +5,8 @@ A destination is a domain (``via: mx``) or the smarthost. What bounds it:
 
 * *Concurrency and rate* for each, and a limit for all together. Who waits for the latter takes turns by destination,
   so a newsletter to one domain does not hold up a password reset to another.
+* *Connections to one host*, whatever domains they are for. The first host of the route is known before it is a
+  message's turn, so who waits for a place there takes none from others; see ``places.py``.
 * *A pause* when an attempt ended with no more to say than that the destination is out of order. While it lasts, nothing
   is tried and nothing is waited for: ``held`` lets the queue leave such messages where they are, so any number of them
   costs nothing. When it is over, one attempt goes first; only if the destination answers do the others follow, and with
@@ -13,18 +15,21 @@ A destination is a domain (``via: mx``) or the smarthost. What bounds it:
 * *Connections at rest* are kept for a moment, within a limit; so is what is known of destinations.
 
 No lock is needed: all of it runs on one event loop, and between two awaits nothing else does.
+
+Longer than other modules: who may start next is one question, whatever it is that keeps somebody back.
 """
 
 import asyncio
 import random
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import monotonic
 
-from attrs import frozen
+from attrs import define, frozen
 
 from proxy.outbound.delivery import Hosts, attempt
-from proxy.outbound.mx import normal_domain
+from proxy.outbound.mx import Host, Route, normal_domain
+from proxy.outbound.places import Keys, Places, keys_of
 from proxy.outbound.transaction import Mail, Patience, Session
 from proxy.policy import outcome
 from proxy.policy.outcome import Result
@@ -61,6 +66,7 @@ class DestinationLimits:
     Args:
         share: Of each destination, unless *shares* has one for its key.
         attempts: At a time, in all.
+        per_host: Connections to one host, for whatever destinations; 0 for any number.
         waiting: Attempts that may wait for a place, for each destination; more are held.
         idle: Connections at rest, in all.
         idle_seconds: How long one may rest.
@@ -73,6 +79,7 @@ class DestinationLimits:
     share: Share = Share()
     shares: Mapping[str, Share] = {}
     attempts: int = 100
+    per_host: int = 0
     waiting: int = 100
     idle: int = 100
     idle_seconds: float = 30
@@ -80,6 +87,21 @@ class DestinationLimits:
     kept: int = 10_000
     pause_seconds: float = 15
     max_pause_seconds: float = 900
+
+
+@define(eq=False)
+class _Place:
+    """Leave to make an attempt; *keys* are those of the host at which it has a place at the moment."""
+
+    keys: Keys
+
+
+@define(eq=False)
+class _Waiter:
+    """Who waits for a place at a host; *future* gives it, or a result for what nobody is to try."""
+
+    keys: Keys
+    future: asyncio.Future[_Place | Result]
 
 
 class _Destination:
@@ -90,7 +112,8 @@ class _Destination:
         self.hosts = hosts
         self.share = share
         self.busy = 0
-        self.waiting: deque[asyncio.Future[Result | None]] = deque()  # None is a place; a result is for nobody to try
+        self.looking = 0  # attempts that wait for the route
+        self.waiting: deque[_Waiter] = deque()
         self.idle: deque[tuple[Session, float]] = deque()  # the last one given back is the first one taken
         self.in_turn = False
         self.next_start = float("-inf")
@@ -105,7 +128,7 @@ class _Destination:
     @property
     def idle_now(self) -> bool:
         """Whether nothing is under way, so that it can be forgotten."""
-        return not self.busy and not self.waiting
+        return not self.busy and not self.waiting and not self.looking
 
 
 class Destinations:
@@ -135,6 +158,7 @@ class Destinations:
         self._paused: dict[str, _Destination] = {}
         self._resting: dict[str, _Destination] = {}
         self._turns: deque[_Destination] = deque()  # who has somebody waiting that only the limit for all keeps back
+        self._places: Places[_Destination] = Places(limits.per_host)
         self._busy = 0
         self._idle = 0
         self._ended = 0  # attempts so far; tells what began before something else ended
@@ -156,21 +180,46 @@ class Destinations:
         destination = self._get(key)
         if destination is None:
             return dict.fromkeys(recipients, outcome.held(None, "too many destinations are in use"))
-        refused = self._refusal(destination) or await self._turn(destination)
+        refused = self._refusal(destination)
         if refused is not None:
             return dict.fromkeys(recipients, refused)
+        destination.looking += 1
+        try:
+            route = await destination.hosts.route()
+        finally:
+            destination.looking -= 1
+        place = self._refusal(destination) or await self._turn(destination, route)
+        if isinstance(place, Result):
+            return dict.fromkeys(recipients, place)
         began = self._ended
         try:
             mail = await load()
-            done = await attempt(mail, destination.hosts, self._rested(destination), self._patience)
+            session = self._rested(destination, place)
+            done = await attempt(mail, _AtHosts(self, destination, place, route), session, self._patience)
         except BaseException:
-            self._release(destination)
+            self._release(destination, place)
             raise
         if done.session is not None:
             self._rest(destination, done.session)
         self._note(destination, done.host_failed, began)
-        self._release(destination)
+        self._release(destination, place)
         return done.results
+
+    def move(self, destination: "_Destination", place: _Place, host: Host) -> bool:
+        """Have the place of an attempt at the host that is next, and room to connect; False where there is none."""
+        keys = keys_of(host)
+        if not keys <= place.keys:
+            left, place.keys = place.keys, frozenset()
+            self._free(left)
+            found = not self._places.full(keys)
+            if found:
+                self._places.take(keys)
+                place.keys = keys
+            self._go_on(destination)
+            if not found:
+                return False
+        self._make_room(keys)
+        return True
 
     def held(self) -> dict[str, float]:
         """
@@ -182,6 +231,10 @@ class Destinations:
         for key in [key for key, each in self._paused.items() if each.paused_until <= now]:
             del self._paused[key]
         return {key: each.paused_until - now for key, each in self._paused.items()}
+
+    def crowded(self) -> list[str]:
+        """Tell for which destinations so much waits at their host that more had better come later."""
+        return [each.key for each in self._places.refused()]
 
     def room(self, key: str) -> int:
         """Tell how many more messages for a destination would be attempted or may wait; 0 while it is paused."""
@@ -199,8 +252,8 @@ class Destinations:
             kept = [(session, since) for session, since in destination.idle if session.usable and since > oldest]
             for session, since in destination.idle:
                 if not session.usable or since <= oldest:
+                    self._wake(session)
                     session.connection.quit()
-            self._idle -= len(destination.idle) - len(kept)
             destination.idle = deque(kept)
             if not kept:
                 del self._resting[destination.key]
@@ -229,45 +282,69 @@ class Destinations:
             return outcome.held(None, "too many messages wait for this destination")
         return None
 
-    async def _turn(self, destination: _Destination) -> Result | None:
+    async def _turn(self, destination: _Destination, route: Route | Result) -> Result | _Place:
         """Wait for a place, which is then counted as taken; or for the reason why there will be none."""
-        if not destination.waiting and not self._turns and self._may_start(destination) and self._has_place:
-            self._take(destination)
-            return None
-        waiter: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
+        keys = keys_of(route.hosts[0]) if isinstance(route, Route) else frozenset()
+        if not destination.waiting and not self._turns and self._may_start(destination, keys) and self._has_place:
+            return self._take(destination, keys)
+        if self._places.refuse(keys, destination):
+            return outcome.held(None, "too many messages wait for its host")
+        waiter = _Waiter(keys, asyncio.get_running_loop().create_future())
         destination.waiting.append(waiter)
+        self._places.enter(keys)
         self._go_on(destination)
+        future = waiter.future
         try:
-            return await waiter
+            return await future
         except BaseException:
             if waiter in destination.waiting:
                 destination.waiting.remove(waiter)
-            if waiter.done() and not waiter.cancelled() and waiter.result() is None:
-                self._release(destination)  # a place that came at the very moment of giving up
+            if future.done() and not future.cancelled() and isinstance(place := future.result(), _Place):
+                self._release(destination, place)  # a place that came at the very moment of giving up
+            self._go_on(destination)
             raise
+        finally:
+            self._places.leave(keys)
 
     @property
     def _has_place(self) -> bool:
         return self._busy < self._limits.attempts
 
-    def _may_start(self, destination: _Destination) -> bool:
-        """Whether the destination's own limits let another attempt begin."""
-        return destination.busy < int(destination.allowed) and self._due(destination) <= 0
+    def _may_start(self, destination: _Destination, keys: Keys) -> bool:
+        """Whether the limits of the destination, and those of its host, let another attempt begin."""
+        if destination.busy >= int(destination.allowed) or self._due(destination) > 0:
+            return False
+        return not self._places.full(keys)
 
     def _due(self, destination: _Destination) -> float:
         """In how many seconds its rate, or the end of a pause, lets another attempt begin."""
         return max(destination.next_start, destination.paused_until) - self._clock()
 
-    def _take(self, destination: _Destination) -> None:
+    def _take(self, destination: _Destination, keys: Keys) -> _Place:
+        self._places.take(keys)
         destination.busy += 1
         self._busy += 1
         if destination.share.rate:
             destination.next_start = max(self._clock(), destination.next_start) + 1 / destination.share.rate
+        return _Place(keys)
 
-    def _release(self, destination: _Destination) -> None:
+    def _release(self, destination: _Destination, place: _Place) -> None:
         destination.busy -= 1
         self._busy -= 1
+        self._free(place.keys)
         self._go_on(destination)
+
+    def _free(self, keys: Keys) -> None:
+        self._places.free(keys)
+        self._line_up_at(keys)
+
+    def _line_up_at(self, keys: Iterable[str]) -> None:
+        """Line up one for each host that has a place."""
+        for key in keys:
+            while (waiting := self._places.next(key)) is not None:
+                self._line_up(waiting)
+                if waiting.in_turn:
+                    break
 
     def _go_on(self, destination: _Destination) -> None:
         """Line the destination up if it can use a place, and give out the places there are, in turn."""
@@ -275,23 +352,27 @@ class Destinations:
         while self._turns and self._has_place:
             first = self._turns.popleft()
             first.in_turn = False
-            if not self._may_start(first):
-                self._line_up(first)
-                continue
-            waiter = _next(first.waiting)
-            if waiter is not None:
-                self._take(first)
-                waiter.set_result(None)
-                self._line_up(first)
+            waiter = _first(first.waiting)
+            starts = waiter is not None and self._may_start(first, waiter.keys)
+            if waiter is not None and starts:
+                first.waiting.popleft()
+                waiter.future.set_result(self._take(first, waiter.keys))
+            self._line_up(first)
+            if not starts and not first.in_turn:
+                self._line_up_at(self._places.wanted)  # the place that it was woken for is for somebody else
 
     def _line_up(self, destination: _Destination) -> None:
-        if not destination.waiting or destination.in_turn:
-            return
-        if self._may_start(destination):
+        waiter = None if destination.in_turn else _first(destination.waiting)
+        if waiter is None or destination.busy >= int(destination.allowed):
+            return  # the end of an attempt wakes it
+        if self._due(destination) > 0:
+            if destination.timer is None:
+                self._wake_later(destination)
+        elif key := self._places.full(waiter.keys):
+            self._places.wait(key, destination)  # so does the end of one at the host
+        else:
             destination.in_turn = True
             self._turns.append(destination)
-        elif destination.timer is None and destination.busy < int(destination.allowed):
-            self._wake_later(destination)  # otherwise the end of an attempt wakes it
 
     def _wake_later(self, destination: _Destination) -> None:
         def wake() -> None:
@@ -328,24 +409,45 @@ class Destinations:
         self._answer_all(destination, outcome.held(failure, "not tried"))
 
     def _answer_all(self, destination: _Destination, result: Result) -> None:
-        while (waiter := _next(destination.waiting)) is not None:
-            waiter.set_result(result)
+        while (waiter := _first(destination.waiting)) is not None:
+            destination.waiting.popleft()
+            waiter.future.set_result(result)
         if destination.timer is not None:
             destination.timer.cancel()
             destination.timer = None
 
     # Connections at rest
 
-    def _rested(self, destination: _Destination) -> Session | None:
+    def _rested(self, destination: _Destination, place: _Place) -> Session | None:
         while destination.idle:
             session, _ = destination.idle.pop()
-            self._idle -= 1
+            self._wake(session)
             if not destination.idle:
                 self._resting.pop(destination.key, None)
             if session.usable:
+                more = _keys_of(session) - place.keys  # it may be with another host than the first of the route
+                self._places.take(more)
+                place.keys |= more
                 return session
             session.connection.close()
         return None
+
+    def _wake(self, session: Session) -> None:
+        self._idle -= 1
+        self._places.wake(_keys_of(session))
+
+    def _make_room(self, keys: Keys) -> None:
+        """Close what rests at a host, where there would be more connections to it than there may be."""
+        while key := self._places.over(keys):
+            at_rest = ((each, at) for each in self._resting.values() for at in each.idle if key in _keys_of(at[0]))
+            destination, oldest = min(at_rest, key=lambda each: each[1][1], default=(None, None))
+            if destination is None or oldest is None:
+                return
+            destination.idle.remove(oldest)
+            if not destination.idle:
+                del self._resting[destination.key]
+            self._wake(oldest[0])
+            oldest[0].connection.quit()
 
     def _rest(self, destination: _Destination, session: Session) -> None:
         full = self._idle >= self._limits.idle or session.messages >= self._limits.messages
@@ -354,12 +456,13 @@ class Destinations:
             return
         destination.idle.append((session, self._clock()))
         self._idle += 1
+        self._places.rest(_keys_of(session))
         self._resting[destination.key] = destination
 
     def _drop_idle(self, destination: _Destination) -> None:
         for session, _ in destination.idle:
+            self._wake(session)
             session.connection.quit()
-        self._idle -= len(destination.idle)
         destination.idle.clear()
         self._resting.pop(destination.key, None)
 
@@ -392,12 +495,36 @@ class Destinations:
         return True
 
 
-def _next(waiting: "deque[asyncio.Future[Result | None]]") -> "asyncio.Future[Result | None] | None":
-    while waiting:
-        waiter = waiting.popleft()
-        if not waiter.done():
-            return waiter
-    return None
+class _AtHosts:
+    """The hosts of an attempt: the route it has a place for, and a place at each next host before that is spoken to."""
+
+    def __init__(
+        self, destinations: Destinations, destination: _Destination, place: _Place, route: Route | Result
+    ) -> None:
+        self._destinations = destinations
+        self._destination = destination
+        self._place = place
+        self._route = route
+
+    async def route(self) -> Route | Result:
+        return self._route
+
+    async def open(self, host: Host, tried: set[str]) -> Session | Result:
+        if not self._destinations.move(self._destination, self._place, host):
+            tried.update(host.addresses)
+            return outcome.crowded(host.name)
+        return await self._destination.hosts.open(host, tried)
+
+
+def _keys_of(session: Session) -> Keys:
+    return frozenset((session.host, session.address))
+
+
+def _first(waiting: deque[_Waiter]) -> _Waiter | None:
+    """Give the first that still waits, and drop those before it."""
+    while waiting and waiting[0].future.done():
+        waiting.popleft()
+    return waiting[0] if waiting else None
 
 
 def destination_of(recipient: str) -> str:

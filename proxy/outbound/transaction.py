@@ -13,9 +13,9 @@ Source: RFC 5321 (3.3, 4.1.1.4, 4.5.2, 4.5.3.2); RFC 1870 (SIZE); RFC 2920 (PIPE
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from attrs import frozen
+from attrs import field, frozen
 
 from proxy.mail.data_stage import END_OF_DATA, mend_line_ends
 from proxy.mail.reply import SERVICE_CLOSING, START_MAIL, Reply, printable
@@ -29,6 +29,9 @@ _STALE_SECONDS = 30.0
 _END_OF_HEADER = b"\r\n\r\n"
 
 
+SevenBit = Callable[[], bytes | None]
+
+
 @frozen
 class Copy:
     """
@@ -37,10 +40,12 @@ class Copy:
     Args:
         recipients: Forward-paths, all of the attempt's destination.
         content: The whole message with CRLF line ends, without transparency dots.
+        in_seven_bits: Gives it for a host without 8BITMIME, or None where it has no such form.
     """
 
     recipients: tuple[str, ...]
     content: bytes
+    in_seven_bits: SevenBit | None = field(default=None, eq=False, repr=False)
 
 
 @frozen
@@ -92,6 +97,7 @@ class Body:
     content: bytes
     eight_bit: bool
     utf8_header: bool
+    in_seven_bits: SevenBit | None = field(default=None, eq=False, repr=False)
 
 
 @frozen
@@ -116,10 +122,10 @@ def stuffed(content: bytes) -> bytes:
     return content if not content or content.endswith(b"\r\n") else content + b"\r\n"
 
 
-def body_of(content: bytes) -> Body:
+def body_of(content: bytes, in_seven_bits: SevenBit | None = None) -> Body:
     eight_bit = not content.isascii()
     utf8_header = eight_bit and not content[: content.find(_END_OF_HEADER) + 1 or None].isascii()
-    return Body(content, eight_bit, utf8_header)
+    return Body(content, eight_bit, utf8_header, in_seven_bits)
 
 
 def pieces(content: bytes) -> Iterator[bytes]:
@@ -173,6 +179,7 @@ class Session:
 
     async def send(self, mail: Mail, part: Part) -> dict[str, Result]:
         """Make one transaction; never raises but for cancellation, which closes the connection without the dot."""
+        part = self._fitted(part)
         unfit = self._unfit(mail, part)
         if unfit is not None:
             return dict.fromkeys(part.recipients, unfit)
@@ -202,6 +209,14 @@ class Session:
         self.ended = result if result.scope is Scope.HOST else None
         for recipient in recipients:
             results.setdefault(recipient, result)
+
+    def _fitted(self, part: Part) -> Part:
+        """Give the message in seven-bit form where the host wants that (RFC 6152, 3), and where it has one."""
+        body = part.body
+        if not body.eight_bit or "8BITMIME" in self.connection.extensions or body.in_seven_bits is None:
+            return part
+        content = body.in_seven_bits()
+        return part if content is None else Part(part.recipients, body_of(content))
 
     def _unfit(self, mail: Mail, part: Part) -> Result | None:
         """Say what the transaction needs and the host does not offer."""

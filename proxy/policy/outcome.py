@@ -272,6 +272,12 @@ def unreachable(host: str, reason: str) -> Result:
     return Result(Outcome.DEFERRED, Scope.HOST, Stage.CONNECT, None, "4.4.1", detail, host, next_host=True)
 
 
+def crowded(host: str) -> Result:
+    """We have as many connections to this host as we may; another host may be free. RFC 3463, X.4.5: congestion."""
+    detail = f"not connected to {host}: it has as many connections from here as one host may have"
+    return Result(Outcome.DEFERRED, Scope.HOST, Stage.CONNECT, None, "4.4.5", detail, host, next_host=True)
+
+
 def lost(stage: Stage, host: str, reason: str, *, tls: bool = False) -> Result:
     """
     The connection was lost, or no reply came in time, before the final dot. RFC 3463, X.4.2: bad connection.
@@ -381,7 +387,7 @@ def no_smtputf8(host: str, *, tls: bool = False) -> Result:
 
 
 def no_eight_bit(host: str, *, tls: bool = False) -> Result:
-    """The message has octets above 127, and the host lacks 8BITMIME. RFC 6152, 3; RFC 3463, X.6.3."""
+    """Octets above 127 that cannot be encoded, and a host without 8BITMIME. RFC 6152, 3; RFC 3463, X.6.3."""
     detail = f"{host} does not take 8-bit messages (8BITMIME)"
     return Result(Outcome.FAILED, Scope.MESSAGE, Stage.MAIL, None, "5.6.3", detail, host, tls, next_host=True)
 

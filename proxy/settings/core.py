@@ -98,6 +98,21 @@ class Deliver:
         default=5,
         metadata=about("Connections at a time to one destination.", unit="connections", minimum=1, maximum=1000),
     )
+    rate_per_destination: int = field(
+        default=0,
+        metadata=about(
+            "Attempts begun in a second for one destination; 0 for any number.", unit="attempts", maximum=10_000
+        ),
+    )
+    per_host: int = field(
+        default=20,
+        metadata=about(
+            "Connections at a time to one MX host, for whatever domains, with `via: mx`.",
+            unit="connections",
+            minimum=1,
+            maximum=1000,
+        ),
+    )
     require_tls: tuple[str, ...] = field(
         default=(), metadata=about("Domains that get mail over TLS only, with `via: mx`.")
     )

@@ -111,6 +111,7 @@ class Item:
         size_octets: Of the content kept.
         failed_steps: Content steps that were not done, each with the reason.
         notice: Whether it is a notice of ours about another message: it must never bounce.
+        set_aside: Why it is damaged, and so is not attempted; empty for one that is in order.
     """
 
     id: str
@@ -128,6 +129,7 @@ class Item:
     not_before: float = 0.0
     failed_steps: tuple[tuple[str, str], ...] = ()
     notice: bool = False
+    set_aside: str = ""
 
 
 @frozen
@@ -165,6 +167,20 @@ class Change:
     reply: str = ""
     remote_host: str = ""
     attempted: bool = True
+
+
+@frozen
+class Removal:
+    """
+    What giving a message up came to.
+
+    Args:
+        recipients: How many do not get it any more, unless they are getting it at this moment.
+        under_way: How many of them were leased, so that whoever has them must hear of it first.
+    """
+
+    recipients: int
+    under_way: int
 
 
 @frozen

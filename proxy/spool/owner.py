@@ -27,6 +27,11 @@ class Owners:
         self._name = ""
         self._descriptor = -1
 
+    @property
+    def name(self) -> str:
+        """Our own name; empty as long as nobody asked for one."""
+        return self._name
+
     def own(self) -> str:
         """
         Give our own name.

@@ -83,6 +83,10 @@ _STEPS = (
         reason TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    -- What was removed while it was leased: who has the lease asks for it every second.
+    CREATE INDEX recipient_withdrawn ON recipient (owner) WHERE state = 'removed' AND owner <> '';
+    """,
 )
 VERSION = len(_STEPS)
 

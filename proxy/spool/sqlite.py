@@ -21,7 +21,7 @@ import json
 import os
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +40,7 @@ from proxy.spool.item import (
     Layout,
     Notice,
     Recipient,
+    Removal,
     Slot,
     State,
     Suppression,
@@ -62,6 +63,7 @@ _BUSY_MILLISECONDS = 10_000
 _LOG_PAGES = 4000  # 16 MB: pages that change with every commit go from the log into the file once for so many
 _ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
 _ITEM += "notice, layout, failed_steps"
+_READ = f"{_ITEM}, set_aside"
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})  # of a file: no later time will mend it
 _COUNTED = {"delivered": "delivered", "deferred": "deferred", "bounced": "bounced", "suppressed": "suppressed"}
 _FIGURES = tuple(field.name for field in attrs.fields(Figures) if field.name not in ("day", "group"))
@@ -132,6 +134,29 @@ class SqliteStore:
 
         return await self._writer.do(work)
 
+    async def overdue(
+        self, now: float, lease_until: float, limit: int, destinations: Collection[str], before: float
+    ) -> list[Leased]:
+        names = json.dumps(list(destinations))
+
+        def work(connection: sqlite3.Connection) -> list[Leased]:
+            rows = connection.execute(
+                "SELECT r.message_id, r.number, r.address, r.destination, r.state, r.attempts, r.next_attempt_at, "
+                "r.reply, r.remote_host FROM message m JOIN recipient r ON r.message_id = m.id "
+                "WHERE m.final_at IS NULL AND m.set_aside IS NULL AND m.received_at <= ? AND m.not_before <= ? "
+                "AND r.state = 'pending' AND (r.owner = '' OR r.next_attempt_at <= ?) "
+                "AND r.destination IN (SELECT value FROM json_each(?)) ORDER BY m.received_at LIMIT ?",
+                (before, before, now, names, limit),
+            ).fetchall()
+            if not rows:
+                return []
+            _mark(connection, rows, lease_until, self._owners.own())
+            for name in {row[3] for row in rows}:
+                _refresh(connection, name)
+            return _leased(connection, rows, now)
+
+        return await self._writer.do(work)
+
     async def content(self, message_id: str) -> bytes:
         def work(connection: sqlite3.Connection) -> tuple[bytes | None, bytes, bool] | None:
             found: tuple[bytes | None, bytes, bool] | None = connection.execute(
@@ -177,6 +202,30 @@ class SqliteStore:
 
     async def set_aside(self, message_id: str, reason: str, now: float) -> None:
         await self._writer.do(lambda connection: _set_aside(connection, message_id, reason, now))
+
+    async def remove(self, message_id: str, reason: str, now: float) -> Removal:
+        return await self._writer.do(lambda connection: _remove(connection, message_id, reason, now))
+
+    async def withdrawn(self) -> list[tuple[str, int]]:
+        return await self._writer.do(
+            lambda connection: connection.execute(
+                "SELECT message_id, number FROM recipient WHERE owner = ? AND state = 'removed' AND owner <> ''",
+                (self._owners.name,),
+            ).fetchall()
+        )
+
+    async def let_go(self, removed: Sequence[tuple[str, int]]) -> None:
+        await self._writer.do(lambda connection: _let_go(connection, removed))
+
+    async def under_way(self, message_id: str) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            (count,) = connection.execute(
+                "SELECT count(*) FROM recipient WHERE message_id = ? AND state = 'removed' AND owner <> ''",
+                (message_id,),
+            ).fetchone()
+            return int(count)
+
+        return await self._writer.do(work)
 
     async def hit(self, kind: str, message_id: str, recipient: int, target: str, at: float) -> bool:
         if kind not in ("opened", "clicked"):
@@ -245,7 +294,9 @@ class SqliteStore:
             (oldest,) = connection.execute(
                 "SELECT min(received_at) FROM message WHERE final_at IS NULL AND set_aside IS NULL"
             ).fetchone()
-            (aside,) = connection.execute("SELECT count(*) FROM message WHERE set_aside IS NOT NULL").fetchone()
+            (aside,) = connection.execute(
+                "SELECT count(*) FROM message WHERE set_aside IS NOT NULL AND final_at IS NULL"
+            ).fetchone()
             return Depth(pending, oldest or 0.0, aside)
 
         return await self._writer.do(work)
@@ -253,7 +304,7 @@ class SqliteStore:
     async def queue(self, limit: int) -> list[Item]:
         def work(connection: sqlite3.Connection) -> list[Item]:
             rows = connection.execute(
-                f"SELECT {_ITEM} FROM message WHERE final_at IS NULL ORDER BY received_at LIMIT ?",  # noqa: S608
+                f"SELECT {_READ} FROM message WHERE final_at IS NULL ORDER BY received_at LIMIT ?",  # noqa: S608
                 (limit,),
             ).fetchall()
             return [_readable(row, _recipients(connection, row[0], pending=True)) for row in rows]
@@ -263,7 +314,7 @@ class SqliteStore:
     async def history(self, message_id: str) -> History | None:
         def work(connection: sqlite3.Connection) -> History | None:
             row = connection.execute(
-                f"SELECT {_ITEM} FROM message WHERE id = ?",  # noqa: S608
+                f"SELECT {_READ} FROM message WHERE id = ?",  # noqa: S608
                 (message_id,),
             ).fetchone()
             if row is None:
@@ -279,6 +330,8 @@ class SqliteStore:
     async def retry(self, message_id: str | None, now: float) -> int:
         def work(connection: sqlite3.Connection) -> int:
             which, parameters = ("AND message_id = ?", (message_id,)) if message_id else ("", ())
+            if message_id:
+                connection.execute("UPDATE message SET set_aside = NULL WHERE id = ?", (message_id,))
             rows = connection.execute(
                 "SELECT message_id, destination, count(*) FROM recipient r JOIN message m ON m.id = r.message_id "  # noqa: S608
                 f"WHERE r.state = 'pending' AND m.set_aside IS NULL {which} GROUP BY message_id, destination",
@@ -355,27 +408,38 @@ class SqliteStore:
                 ).fetchall()
                 changed += connection.execute(
                     "UPDATE recipient SET next_attempt_at = min(next_attempt_at, ?), owner = '' "
-                    "WHERE owner = ? AND owner <> ''",
+                    "WHERE owner = ? AND owner <> '' AND state = 'pending'",
                     (now, owner),
                 ).rowcount
+                connection.execute("UPDATE recipient SET owner = '' WHERE owner = ? AND owner <> ''", (owner,))
                 for (destination,) in rows:
                     _refresh(connection, destination)
             return changed
 
         return await self._writer.do(work)
 
-    async def redirect(self, destination_of: dict[str, str]) -> None:
-        """Give pending recipients other destinations, by the old ones: the settings changed since they came."""
-
-        def work(connection: sqlite3.Connection) -> None:
-            for old, new in destination_of.items():
-                connection.execute(
-                    "UPDATE recipient SET destination = ? WHERE destination = ? AND state = 'pending'", (new, old)
+    async def redirect(self, fits: Callable[[str], bool], destination_of: Callable[[str], str]) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            known = [name for (name,) in connection.execute("SELECT name FROM destination")]
+            unfit = [name for name in known if not fits(name)]
+            changed: set[str] = set(unfit)
+            count = 0
+            for name in unfit:
+                rows = connection.execute(
+                    "SELECT message_id, number, address FROM recipient WHERE destination = ? AND state = 'pending'",
+                    (name,),
+                ).fetchall()
+                updates = [(destination_of(address), message_id, number) for message_id, number, address in rows]
+                connection.executemany(
+                    "UPDATE recipient SET destination = ? WHERE message_id = ? AND number = ?", updates
                 )
-                connection.execute("DELETE FROM destination WHERE name = ?", (old,))
-                _refresh(connection, new)
+                changed.update(destination for destination, _, _ in updates)
+                count += len(updates)
+            for name in changed:
+                _refresh(connection, name)
+            return count
 
-        await self._writer.do(work)
+        return await self._writer.do(work)
 
     async def close(self) -> None:
         await self._writer.close()
@@ -492,6 +556,32 @@ def _set_aside(connection: sqlite3.Connection, message_id: str, reason: str, now
     _write_event(connection, message_id, Event(now, "set_aside", None, reason))
 
 
+def _remove(connection: sqlite3.Connection, message_id: str, reason: str, now: float) -> Removal:
+    rows = connection.execute(
+        "SELECT number, destination, owner <> '' AND next_attempt_at > ? FROM recipient "
+        "WHERE message_id = ? AND state = 'pending'",
+        (now, message_id),
+    ).fetchall()
+    connection.executemany(
+        "UPDATE recipient SET state = 'removed', reply = ?, owner = CASE WHEN ? THEN owner ELSE '' END "
+        "WHERE message_id = ? AND number = ?",
+        [(reason, leased, message_id, number) for number, _, leased in rows],
+    )
+    for number, _, _ in rows:
+        _write_event(connection, message_id, Event(now, "removed", number, reason))
+    for destination in {destination for _, destination, _ in rows}:
+        _refresh(connection, destination)
+    if rows:
+        connection.execute("UPDATE message SET final_at = ? WHERE id = ?", (now, message_id))
+    return Removal(len(rows), sum(leased for _, _, leased in rows))
+
+
+def _let_go(connection: sqlite3.Connection, removed: Iterable[tuple[str, int]]) -> None:
+    connection.executemany(
+        "UPDATE recipient SET owner = '' WHERE message_id = ? AND number = ? AND state = 'removed'", removed
+    )
+
+
 def _told(connection: sqlite3.Connection, notice: Notice) -> bool:
     """Whether a notice that goes out only once has gone."""
     return (
@@ -602,7 +692,7 @@ def _lease(
     limit_each: int,
     owner: str,
 ) -> list[Leased]:
-    taken: dict[str, list[tuple[Any, ...]]] = {}
+    taken: list[tuple[Any, ...]] = []
     left = limit
     room = dict.fromkeys(due, limit_each)
     waiting = deque(due)
@@ -616,23 +706,35 @@ def _lease(
             "ORDER BY next_attempt_at LIMIT ?",
             (name, now, share),
         ).fetchall()
-        for row in rows:
-            taken.setdefault(row[0], []).append(row)
-        connection.executemany(
-            "UPDATE recipient SET next_attempt_at = ?, attempts = attempts + 1, owner = ? "
-            "WHERE message_id = ? AND number = ?",
-            [(lease_until, owner, row[0], row[1]) for row in rows],
-        )
+        taken += rows
+        _mark(connection, rows, lease_until, owner)
         left -= len(rows)
         room[name] -= len(rows)
         if len(rows) == share and room[name] > 0:
             waiting.append(name)  # it has more, perhaps, and may have what the others leave
     for name in due:
         _refresh(connection, name)
+    return _leased(connection, taken, now)
+
+
+def _mark(connection: sqlite3.Connection, rows: Iterable[tuple[Any, ...]], lease_until: float, owner: str) -> None:
+    """Lease recipients; the attempt that begins counts."""
+    connection.executemany(
+        "UPDATE recipient SET next_attempt_at = ?, attempts = attempts + 1, owner = ? "
+        "WHERE message_id = ? AND number = ?",
+        [(lease_until, owner, row[0], row[1]) for row in rows],
+    )
+
+
+def _leased(connection: sqlite3.Connection, taken: Iterable[tuple[Any, ...]], now: float) -> list[Leased]:
+    """Make messages of recipients that were leased; one that cannot be read is set aside."""
+    by_message: dict[str, list[tuple[Any, ...]]] = {}
+    for row in taken:
+        by_message.setdefault(row[0], []).append(row)
     leased = []
-    for message_id, rows in taken.items():
+    for message_id, rows in by_message.items():
         found = connection.execute(
-            f"SELECT {_ITEM} FROM message WHERE id = ?",  # noqa: S608
+            f"SELECT {_READ} FROM message WHERE id = ?",  # noqa: S608
             (message_id,),
         ).fetchone()
         recipients = [attrs.evolve(each, attempts=each.attempts + 1) for each in map(_recipient, rows)]
@@ -655,14 +757,17 @@ def _change_all(connection: sqlite3.Connection, settled: Sequence[_Settled]) -> 
         changed: set[str] = set()
         for change in each.changes:
             row = connection.execute(
-                "SELECT r.destination, m.grp, m.notice, m.set_aside FROM recipient r "
-                "JOIN message m ON m.id = r.message_id "
-                "WHERE r.message_id = ? AND r.number = ? AND r.state = 'pending'",
+                "SELECT r.destination, r.state, m.grp, m.notice, m.set_aside FROM recipient r "
+                "JOIN message m ON m.id = r.message_id WHERE r.message_id = ? AND r.number = ? "
+                "AND (r.state = 'pending' OR r.state = 'removed' AND r.owner <> '')",
                 (change.message_id, change.number),
             ).fetchone()
             if row is None or (change.message_id, change.number) in ended:
                 continue
-            destination, group, notice, aside = row
+            destination, state, group, notice, aside = row
+            if state == State.REMOVED.value and change.state is not State.DELIVERED:
+                _let_go(connection, [(change.message_id, change.number)])
+                continue
             stays_aside = aside is not None and change.state is State.PENDING
             updates.append(
                 (
@@ -780,7 +885,19 @@ def _item(row: tuple[Any, ...] | None, recipients: Iterable[Recipient]) -> Item:
     """
     if row is None:
         raise DamagedError("the message is not in the store")
-    message_id, received_at, reverse_path, group, login, provider, subject, *numbers, layout, failed_steps = row
+    (
+        message_id,
+        received_at,
+        reverse_path,
+        group,
+        login,
+        provider,
+        subject,
+        *numbers,
+        layout,
+        failed_steps,
+        set_aside,
+    ) = row
     size_octets, eight_bit, smtputf8, not_before, notice = numbers
     try:
         fields = json.loads(layout)
@@ -801,6 +918,7 @@ def _item(row: tuple[Any, ...] | None, recipients: Iterable[Recipient]) -> Item:
             not_before=not_before,
             failed_steps=tuple((step, reason) for step, reason in json.loads(failed_steps)),
             notice=bool(notice),
+            set_aside=set_aside or "",
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"its row cannot be read: {error}") from error
@@ -812,5 +930,5 @@ def _readable(row: tuple[Any, ...], recipients: Iterable[Recipient]) -> Item:
     try:
         return _item(row, known)
     except DamagedError:
-        *rest, _layout, _failed_steps = row
-        return _item((*rest, '{"head_octets": 0, "slots": []}', "[]"), known)
+        *rest, _layout, _failed_steps, set_aside = row
+        return _item((*rest, '{"head_octets": 0, "slots": []}', "[]", set_aside), known)

@@ -12,12 +12,12 @@ only it knows where its owners run.
 ``tests/spool/contract.py`` holds the tests that every store must pass.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from attrs import frozen
 
-from proxy.spool.item import Change, Event, Figures, Item, Notice, Suppression
+from proxy.spool.item import Change, Event, Figures, Item, Notice, Removal, Suppression
 
 
 class StoreError(Exception):
@@ -104,6 +104,18 @@ class Store(Protocol):
             limit_each: Recipients at most of each destination.
         """
 
+    async def overdue(
+        self, now: float, lease_until: float, limit: int, destinations: Collection[str], before: float
+    ) -> list[Leased]:
+        """
+        Take what waits for some destinations and is too old, whether it is due or not; otherwise as ``lease``.
+
+        Args:
+            limit: Recipients at most; those of the oldest messages first.
+            destinations: Only these.
+            before: Messages accepted, and to be sent, at that time or earlier.
+        """
+
     async def content(self, message_id: str) -> bytes:
         """
         Give the content of a message.
@@ -122,7 +134,8 @@ class Store(Protocol):
         """
         Write what attempts brought, and count it; durable on return, all of it or nothing.
 
-        A recipient that is final stays as it is, and one of a message that was set aside is not due again.
+        A recipient that is final stays as it is, and one of a message that was set aside is not due again. One that was
+        removed while it was attempted stays removed, unless it was delivered: then that is what happened to it.
 
         Args:
             notices: Kept in the same step, since one that is kept later may never be: each unless none of the changes
@@ -135,6 +148,23 @@ class Store(Protocol):
 
     async def set_aside(self, message_id: str, reason: str, now: float) -> None:
         """Take a damaged message out of the queue; it stays visible, and what is left of it stays where it is."""
+
+    async def remove(self, message_id: str, reason: str, now: float) -> Removal:
+        """
+        Give up the pending recipients of a message: no attempt begins for them any more.
+
+        Those that are leased may be attempted at this moment. Their lease goes on until its owner has seen
+        ``withdrawn`` and lets go, or settles them.
+        """
+
+    async def withdrawn(self) -> list[tuple[str, int]]:
+        """Tell what was removed of that which this store has leased: message and number of each recipient."""
+
+    async def let_go(self, removed: Sequence[tuple[str, int]]) -> None:
+        """End leases of removed recipients that will not be attempted."""
+
+    async def under_way(self, message_id: str) -> int:
+        """Tell how many removed recipients of a message still are somebody's, and so may be getting it."""
 
     async def hit(self, kind: str, message_id: str, recipient: int, target: str, at: float) -> bool:
         """Note that a message was ``opened`` or ``clicked``; False where it is not known."""
@@ -166,7 +196,7 @@ class Store(Protocol):
     async def retry(self, message_id: str | None, now: float) -> int:
         """
         Make pending recipients due at once, of one message or of all; gives their number. What is being attempted stays
-        with who attempts it.
+        with who attempts it. One message that was set aside is put back; of all, those that are stay so.
         """
 
     async def report(self, since_day: str = "", group: str | None = None) -> list[Figures]:
@@ -179,6 +209,15 @@ class Store(Protocol):
         """
         Make due again what is leased by owners that are gone: at the start, and now and then, since another process may
         have ended. Gives the number of recipients.
+        """
+
+    async def redirect(self, fits: Callable[[str], bool], destination_of: Callable[[str], str]) -> int:
+        """
+        Give pending recipients other destinations, because the settings changed since they came; gives their number.
+
+        Args:
+            fits: Whether a destination is one by the settings of now.
+            destination_of: Gives that of an address.
         """
 
     async def close(self) -> None:

@@ -86,6 +86,7 @@ class PublicPages:
 
     Attributes:
         port: The port it listens on, once started.
+        keys: Those in force; others may be put in their place.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class PublicPages:
         self.life_seconds = life_seconds
         self.connections = connections
         self._address = address
-        self._keys = keys
+        self.keys = keys
         self._hits = hits
         self._clock = clock
         self._idle_seconds = idle_seconds
@@ -149,7 +150,7 @@ class PublicPages:
         asked = _PATH.fullmatch(request.raw_path)
         if asked is None or request.method not in ("GET", "HEAD"):
             return _response(404)
-        found = self._keys.read(asked[2])
+        found = self.keys.read(asked[2])
         if asked[1] == "o" and isinstance(found, Opened):
             response = _response(200, BEACON)
             response.content_type = "image/gif"

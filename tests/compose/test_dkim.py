@@ -4,19 +4,14 @@ DKIM signatures, read by dkimpy: what we sign, others verify, and what is change
 Longer than other modules: all ways of signing share the same keys, zone and verifier.
 """
 
-import importlib
-import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -31,6 +26,7 @@ from proxy.compose import dkim as ours
 from proxy.compose.dkim import PrivateKey, Signer, SigningKey, author_domain, dns_record, domain_name, load_key
 from proxy.mail.fields import HeaderSection
 from proxy.problems import ProblemsError
+from tests.support.dkim_oracle import dkimpy
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 RSA = rsa.generate_private_key(65537, 2048)
@@ -65,46 +61,6 @@ RFC_8463 = (
     b"\r\n"
     b"Hi.\r\n\r\nWe lost the game. Are you hungry yet?\r\n\r\nJoe.\r\n"
 )
-
-
-class _BadSignatureError(Exception):
-    """What PyNaCl raises, in the stand-in below."""
-
-
-class _VerifyKey:
-    """PyNaCl's ``VerifyKey`` on cryptography."""
-
-    def __init__(self, key: bytes, encoder: object = None) -> None:
-        self._key = Ed25519PublicKey.from_public_bytes(b64decode(key))
-
-    def verify(self, message: bytes, signature: bytes) -> None:
-        """Check, as PyNaCl does."""
-        try:
-            self._key.verify(signature, message)
-        except InvalidSignature as error:
-            raise _BadSignatureError from error
-
-
-def _oracle() -> ModuleType:
-    """
-    Load dkimpy.
-
-    It reads Ed25519 with PyNaCl, which the tests do not otherwise need: canonicalisation and digest stay dkimpy's own,
-    and only the arithmetic comes from cryptography. The example of RFC 8463 shows that this works.
-    """
-    names = ("nacl", "nacl.signing", "nacl.encoding", "nacl.exceptions")
-    stand_ins = {name: ModuleType(name) for name in names}
-    vars(stand_ins["nacl.signing"])["VerifyKey"] = _VerifyKey
-    vars(stand_ins["nacl.encoding"])["Base64Encoder"] = object()
-    vars(stand_ins["nacl.exceptions"]).update(BadSignatureError=_BadSignatureError, ValueError=ValueError)
-    vars(stand_ins["nacl"]).update({name.partition(".")[2]: stand_ins[name] for name in names[1:]})
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in stand_ins.items():
-            patch.setitem(sys.modules, name, module)
-        return importlib.import_module("dkim")
-
-
-dkimpy: Any = _oracle()
 
 
 def _zone(keys: Sequence[SigningKey]) -> Callable[..., bytes | None]:

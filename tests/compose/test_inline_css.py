@@ -173,7 +173,8 @@ def test_selectors_about_style_attributes_hold_back_what_would_change_their_answ
     [
         "<style>" + "p{top:0}" * 5001 + "</style>",
         "<style>" + " " * 600_000 + "p{top:0}</style>",
-        "<svg><style>p{top:0}</style></svg>",
+        "<svg><style><b>p{top:0}</b></style></svg>",
+        "<svg><style>p{top:0}",
     ],
 )
 def test_style_sheets_that_are_too_much_are_said_to_have_failed(sheets: str) -> None:
@@ -181,6 +182,30 @@ def test_style_sheets_that_are_too_much_are_said_to_have_failed(sheets: str) -> 
     result = html_work(HtmlWork(f"{sheets}<p>x</p>".encode(), "utf-8", frozenset(["inline_css", "track_opens"])))
     assert result.failed == (("inline_css", "malformed"),)
     assert [edit.step for edit in result.edits] == ["track_opens"]
+
+
+@pytest.mark.parametrize(
+    ("sheet", "written"),
+    [
+        ("circle{fill:red}", "color: red; top: 0"),
+        ("p{color:blue}", "top: 0"),
+        ("p &gt; b, div > p{color:blue}", "top: 0"),
+        ("<![CDATA[ div > p{color:blue} ]]>", "top: 0"),
+        ("/* p{ */ @media (max-width:1px){p{top:1px}}", "color: red"),
+        ("", "color: red; top: 0"),
+    ],
+)
+def test_style_sheet_in_an_svg_stays_and_others_are_copied_around_it(sheet: str, written: str) -> None:
+    """It holds for the whole message where the SVG is shown, so nothing is copied that would override it."""
+    html = f"<style>p{{color:red;top:0}}</style><svg><style>{sheet}</style><circle/></svg><div><p>x</p></div>"
+    assert inlined(html) == html.replace("<p>x", f'<p style="{written}">x')
+
+
+def test_style_sheet_in_an_svg_that_is_no_element_of_its_own() -> None:
+    """One that closes itself, or is another kind of sheet, says nothing."""
+    for sheet in ("<style/>", '<style type="text/x">p{color:blue}</style>'):
+        html = f"<style>p{{color:red}}</style><svg>{sheet}<path d='M0'/></svg><p>x</p>"
+        assert inlined(html) == html.replace("<p>", '<p style="color: red">')
 
 
 def test_messages_that_hold_our_mark_are_no_trap() -> None:

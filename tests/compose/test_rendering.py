@@ -129,6 +129,15 @@ CORNERS = (
         "<style>p{width:4px}p:nth-child( 2N + 1 ){width:3px}p:NTH-CHILD(odd){height:3px}P:First-Child{ma"
         "rgin:3px}p{height:2px}</style><p class=a>y"
     ),
+    (
+        "<style>p{color:red;width:9px}circle{r:9px}</style><svg><style>p{color:blue}circle{fill:red}</style>"
+        "<circle r=3></circle></svg><p>y"
+    ),
+    "<style>p{color:red;width:9px}</style><svg><style>i &gt; p{width:7px}</style></svg><i><p>y</p></i><p>z",
+    "<style>p{color:red;width:9px}</style><svg><style><![CDATA[i>p{width:7px}]]></style></svg><i><p>y</p></i><p>z",
+    "<style>p{color:red;width:9px}</style><svg><style/><text>p{width:7px}</text></svg><p>y",
+    "<style>p{color:red;width:9px}</style><svg><style><!--p{width:7px}--></style></svg><p>y",
+    "<svg><style>p{width:7px !important}</style></svg><style>p{color:red;width:9px !important}</style><p>y",
     "<style>html|p{width:4px}*|p{height:4px}p>{width:3px}p,{width:2px}>p{width:1px}p{width:7px}</style><p>y",
 )
 

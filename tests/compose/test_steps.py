@@ -288,6 +288,25 @@ def test_html_without_anything_to_change_is_not_encoded_anew() -> None:
     assert same(content, Options(True, False, True, False))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        multipart("alternative", html_part("<p>old</p>"), html_part(HTML)),
+        multipart("alternative", TEXT, html_part("<p>old</p>"), html_part(HTML)),
+        multipart(
+            "alternative",
+            html_part("<p>old</p>"),
+            multipart("mixed", html_part(HTML), IMAGE, html_part("<p>rest</p>"), boundary="m"),
+        ),
+        multipart("alternative", html_part(HTML), FILE),
+    ],
+)
+def test_of_alternatives_the_last_html_is_the_one(body: bytes) -> None:
+    """Readers show the last alternative that they can; a file beside it is none."""
+    composed = compose(HEAD + body, only("track_clicks"))
+    assert editing.undo(composed.html, composed.edits) == HTML.encode()
+
+
 def test_first_html_that_is_shown_is_the_one() -> None:
     """Of several HTML parts the first gets the steps; the others keep their bytes."""
     content = HEAD + multipart("mixed", html_part(HTML), IMAGE, html_part(HTML))

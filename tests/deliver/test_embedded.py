@@ -1,8 +1,10 @@
 """``serve`` without any settings in an empty folder: it works at once, and nothing leaves the machine."""
 
+import contextlib
 import re
 import signal
 import smtplib
+import socket
 import stat
 import subprocess
 import sys
@@ -94,6 +96,10 @@ def test_first_and_second_start(tmp_path: Path) -> None:
             assert client.mail("app@example.com")[0] == 530  # not without the token
         first = here.only(send(here, token))
         assert first.recipients == ("ann@example.net",)
+        assert here.proxy.event("listening")["public"] == {
+            "address": "127.0.0.1",
+            "port": int(port_of(first.beacons[0])),
+        }
         assert here.get(first.beacons[0]).status == 200
         assert here.get(first.clicks[0]).fields["location"] == "https://shop.example/orders"
 
@@ -119,6 +125,18 @@ def test_first_and_second_start(tmp_path: Path) -> None:
 def port_of(url: str) -> str:
     """The port in a tracking link."""
     return str(urlsplit(url).port)
+
+
+def test_token_is_not_made_where_the_start_fails(tmp_path: Path) -> None:
+    """A port is somebody else's: a token that nobody looked for would be shown beside that, and then never again."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # somebody has it already
+            stack.enter_context(socket.create_server(("127.0.0.1", 2525)))
+        done = run("serve", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().startswith("cmail-proxy: listeners[0].port: 127.0.0.1:2525: address already in use")
+    assert b"oken" not in done.stderr
+    assert not (tmp_path / "var" / "tokens.json").exists()
 
 
 def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import trustme
 
+from proxy import cli_store
 from tests.deliver.plant import IMPATIENT, Plant, eventually
+from tests.deliver.site import command
 from tests.support.upstream import Reply, Upstream
 
 LATER = {"first_seconds": 3600, "max_seconds": 3600}
@@ -157,6 +159,7 @@ def test_damaged_content_is_set_aside_and_everything_else_goes_on(plant: Plant, 
     """A file that was cut or changed, or a row that was: logged, counted, seen in the record, never sent."""
     upstream.script({"MAIL": "451 4.3.0 later"})
     ids = [plant.send(reverse_path="", body=LARGE * 5000) for _ in range(3)]
+    kept = (plant.data / "spool" / "content" / ids[0]).read_bytes()
     ids.append(plant.send(reverse_path=""))
     for each in ids:
         eventually(lambda each=each: "deferred" in plant.kinds(each), "deferred")  # type: ignore[misc]
@@ -189,6 +192,37 @@ def test_damaged_content_is_set_aside_and_everything_else_goes_on(plant: Plant, 
     assert "set_aside" in shown.stdout
     assert "its content is not what was kept" in shown.stdout
     assert plant.store(lambda store: store.depth()).set_aside == 4
+    (folder / ids[0]).write_bytes(kept)  # from a backup
+    exit_code, out, errors = command(plant.proxy.config, "queue", "retry", ids[0])
+    assert (exit_code, out.splitlines()[-1], errors) == (0, "due now: 1 recipient", "")
+    eventually(lambda: plant.recipient(ids[0]).state.value == "delivered", "delivered")
+    assert upstream.taken[-1].content == kept
+    command(plant.proxy.config, "queue", "retry", ids[1])  # what is still damaged is found so again
+    eventually(lambda: plant.kinds(ids[1]).count("set_aside") == 2, "set aside again")
+
+
+def test_removed_message_may_still_arrive_where_it_is_on_the_wire_and_only_there(
+    plant: Plant, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command says what may still arrive; of what waits nothing does, however long the host takes."""
+    monkeypatch.setattr(cli_store, "_SEEN_SECONDS", 1.0)  # the host is waited for for two
+    upstream.hang_up()
+    upstream.script({"dot": "stall"})
+    before = len(upstream.taken)
+    message_id = plant.send("ann@example.net", reverse_path="")
+    upstream.wait_for(lambda: len(upstream.taken) == before + 1)
+    assert command(plant.proxy.config, "queue", "remove", message_id) == (
+        0,
+        "removed: 1 recipient\n",
+        "being sent to 1 recipient at this moment, who may still get it; not tried again\n",
+    )
+    eventually(lambda: not plant.store(lambda store: store.under_way(message_id)), "the end of the attempt")
+    upstream.hang_up()
+    upstream.script()
+    plant.retry()
+    plant.settled(plant.send(reverse_path=""), "received", "delivered")
+    assert plant.kinds(message_id) == ["received", "removed"]
+    assert len(upstream.taken) == before + 2
 
 
 # Disks

@@ -85,6 +85,7 @@ def test_workers_are_one_program(tmp_path: Path) -> None:
     port = free_port()
     with crew(tmp_path, port) as here:
         assert [each["port"] for each in here.proxy.event("listening")["listeners"]] == here.proxy.ports
+        assert here.proxy.event("listening")["public"] == {"address": "127.0.0.1", "port": port}
         ids = send_many(here, CLIENTS, html_message(HTML, b"X-Cmail-GroupName: crew"))
         assert len(workers_of(ids)) == 2
         copies = [here.only(each) for each in ids]

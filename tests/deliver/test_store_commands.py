@@ -1,4 +1,8 @@
-"""The commands about what is kept: their texts word for word, over a store with known times."""
+"""
+The commands about what is kept: their texts word for word, over a store with known times.
+
+Longer than other modules: all commands are held against the same store.
+"""
 
 import asyncio
 import csv
@@ -322,6 +326,39 @@ def test_queue_remove_gives_up_what_waits(own: Path) -> None:
         "  to         gone@example.net: suppressed 550 5.1.1 no such user",
     ]
     assert out[-1].endswith("Z  removed      bob@example.net: by hand")
+    assert command(own, "queue", "list")[2] == "1 message\n"
+
+
+def set_aside(config: Path, message_id: str) -> None:
+    """Set a message aside, as the queue does when it finds it damaged."""
+
+    async def work() -> None:
+        store = SqliteStore(config.parent / "var" / "spool")
+        await store.set_aside(message_id, "its content is gone", DAY_2)
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_message_that_was_set_aside_is_shown_and_put_back(own: Path) -> None:
+    """With the reason, in the list, in its record and for programs; by its name, since --all leaves it alone."""
+    set_aside(own, "aaaa3.1")
+    assert command(own, "queue", "list", "--limit", "1")[1].splitlines()[1:] == [
+        "    set aside: its content is gone",
+        f"    bob@example.net  no attempt, 1 made; {FULL}",
+    ]
+    assert json.loads(command(own, "queue", "list", "--json")[1])[0]["set_aside"] == "its content is gone"
+    assert "  set aside  its content is gone\n" in command(own, "queue", "show", "aaaa3.1")[1]
+    assert command(own, "queue", "retry", "--all") == (0, "due now: 1 recipient\n", "")
+    assert command(own, "queue", "retry", "aaaa3.1") == (
+        0,
+        "put back, though it was set aside: its content is gone\ndue now: 1 recipient\n",
+        "",
+    )
+    assert "set aside" not in command(own, "queue", "list")[1]
+    assert json.loads(command(own, "queue", "list", "--json")[1])[0]["recipients"][0]["next_attempt_at"] < HELD_UNTIL
+    set_aside(own, "aaaa3.1")
+    assert command(own, "queue", "remove", "aaaa3.1") == (0, "removed: 1 recipient\n", "")
     assert command(own, "queue", "list")[2] == "1 message\n"
 
 

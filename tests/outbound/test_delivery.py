@@ -479,6 +479,30 @@ async def test_eight_bit_message_says_so_and_needs_the_extension() -> None:
         assert (await here.send(Copy((ANN,), EIGHT_BIT)))[ANN].outcome is Outcome.DELIVERED
 
 
+async def test_host_without_eight_bit_gets_the_seven_bit_form() -> None:
+    """RFC 6152, 3: made for this host alone, with its own SIZE, and only where it is needed."""
+    asked = []
+
+    def in_seven_bits() -> bytes:
+        asked.append(1)
+        return EIGHT_BIT.replace("ü".encode(), b"=C3=BC").replace("ß".encode(), b"=C3=9F")
+
+    copy = Copy((ANN, BOB), EIGHT_BIT, in_seven_bits)
+    with lab({}, {"banner": CLOSE}, extensions=("PIPELINING", "SIZE")) as here:
+        assert (await here.send(copy))[BOB].outcome is Outcome.DELIVERED
+        (taken,) = here.servers[0].taken
+        assert taken.mail == f"MAIL FROM:<{SENDER}> SIZE={len(in_seven_bits())}"
+        assert taken.content == in_seven_bits()
+    asked.clear()
+    with lab() as here:
+        await here.send(copy)
+        assert here.servers[0].taken[0].content == EIGHT_BIT
+        assert not asked
+    with lab(extensions=("PIPELINING",)) as here:
+        result = (await here.send(Copy((ANN,), EIGHT_BIT, lambda: None)))[ANN]
+        assert (result.outcome, result.enhanced) == ("failed", "5.6.3")
+
+
 @pytest.mark.parametrize(
     ("recipient", "content", "reverse_path", "asked", "needed"),
     [

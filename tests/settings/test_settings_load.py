@@ -98,6 +98,8 @@ LAWFUL = {
     "deliver.compose.processes": "2",
     "deliver.connections": "5",
     "deliver.per_destination": "1",
+    "deliver.rate_per_destination": "3",
+    "deliver.per_host": "2",
     "deliver.require_tls": "[example.com]",
     "deliver.allow_networks": "[10.0.0.0/8, fd00::/8]",
     "deliver.nameservers": "[127.0.0.1, '::1']",

@@ -3,6 +3,8 @@ The tests that every store must pass; a store's own test module imports them and
 ``reopen`` (what a crash leaves) and ``beside`` (another process that works on the same store).
 
 Destinations are words, times are numbers given: nothing here waits.
+
+Longer than other modules: whoever writes a store reads what is asked of it in one place.
 """
 
 import asyncio
@@ -11,7 +13,19 @@ from typing import Protocol
 import attrs
 import pytest
 
-from proxy.spool.item import UNGROUPED, Change, Event, Item, Layout, Notice, Recipient, Slot, State, Suppression
+from proxy.spool.item import (
+    UNGROUPED,
+    Change,
+    Event,
+    Item,
+    Layout,
+    Notice,
+    Recipient,
+    Removal,
+    Slot,
+    State,
+    Suppression,
+)
 from proxy.spool.store import DamagedError, Store, StoreError
 
 T0 = 1_790_000_000.0  # 2026-09-21
@@ -135,6 +149,41 @@ async def test_destinations_can_be_left_alone(store: Store) -> None:
     assert [each.item.id for each in taken] == ["alive"]
 
 
+async def test_what_is_too_old_is_taken_before_it_is_due(store: Store) -> None:
+    """Of the destinations named, the oldest first, whatever the time of its next attempt; nobody else's lease."""
+    old = {"received_at": T0 - 1000}
+    await store.add(item("old", *recipients("dead.example", "other.example"), **old), b"content", 0)
+    await store.add(item("older", *recipients("dead.example"), received_at=T0 - 2000), b"content", 0)
+    await store.add(item("new", *recipients("dead.example"), received_at=T0 - 999), b"content", 0)
+    await store.add(item("later", *recipients("dead.example"), **old, not_before=T0 - 999), b"content", 0)
+    await store.add(item("leased", *recipients("dead.example"), **old), b"content", T0 + 60)
+    await store.add(item("aside", *recipients("dead.example"), **old), b"content", 0)
+    await store.set_aside("aside", "damaged", T0)
+    await store.lease(T0, T0 + 60, 3, {"other.example"})
+    await store.settle([deferred(name, T0 + 500) for name in ("old", "older", "new", "later")], T0)
+    taken = [await store.overdue(T0 + 1, T0 + 60, 1, ["dead.example", "no.example"], T0 - 1000) for _ in range(3)]
+    assert [[each.item.id for each in some] for some in taken] == [["older"], ["old"], []]
+    assert [each.number for each in taken[1][0].item.recipients] == [0]
+    again = await store.overdue(T0 + 61, T0 + 90, 9, ["dead.example"], T0 - 1000)
+    assert sorted(each.item.id for each in again) == ["leased", "old", "older"]
+
+
+async def test_destinations_follow_the_settings(store: Store) -> None:
+    """What waits goes where the settings of now send it, by its address; what is final or fits stays as it was."""
+    await store.add(item("m1", *recipients("a.example", "b.example", "c.example")), b"content", 0)
+    await store.add(item("m2", *recipients("b.example")), b"content", 0)
+    await store.settle([delivered("m1", 0), deferred("m2", T0 + 50)], T0)
+    assert await store.redirect(lambda name: name == "c.example", lambda address: f"for {address}") == 2
+    history = await store.history("m1")
+    assert history is not None
+    assert [each.destination for each in history.item.recipients] == ["a.example", "for r1@b.example", "c.example"]
+    taken = {each.item.id for each in await store.lease(T0, T0 + 60, 10)}
+    assert taken == {"m1"}
+    (later,) = await store.lease(T0 + 50, T0 + 60, 10, ["c.example"])
+    assert [each.destination for each in later.item.recipients] == ["for r0@b.example"]
+    assert await store.redirect(lambda name: True, lambda address: "never") == 0
+
+
 async def test_limit_counts_recipients(store: Store) -> None:
     """No more is taken than there is room for."""
     await store.add(item("m1", *recipients(*["a.example"] * 8)), b"content", 0)
@@ -168,6 +217,85 @@ async def test_damaged_message_is_set_aside_and_seen(store: Store) -> None:
     history = await store.history("m1")
     assert history is not None
     assert history.events[-1] == Event(T0, "set_aside", None, "its content is not what was kept")
+
+
+async def test_message_that_was_set_aside_is_listed_and_put_back(store: Store) -> None:
+    """By its name alone; the reason is seen as long as it holds, and nothing of it was lost."""
+    await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0)
+    await store.settle([delivered("m1", 0)], T0)
+    await store.set_aside("m1", "its content is gone", T0)
+    assert [(each.id, each.set_aside) for each in await store.queue(10)] == [("m1", "its content is gone")]
+    assert await store.retry(None, T0 + 1) == 0
+    assert await store.lease(T0 + 1, T0 + 60, 10) == []
+    assert await store.retry("m1", T0 + 2) == 1
+    (leased,) = await store.lease(T0 + 2, T0 + 60, 10)
+    assert (leased.item.set_aside, [each.number for each in leased.item.recipients]) == ("", [1])
+    assert (await store.depth()).set_aside == 0
+    history = await store.history("m1")
+    assert history is not None
+    assert [event.kind for event in history.events] == ["received", "delivered", "set_aside", "retried"]
+
+
+async def test_message_that_was_set_aside_and_removed_is_over(store: Store) -> None:
+    """It waits no more, and is counted no more."""
+    await store.add(item("m1"), b"content", 0)
+    await store.set_aside("m1", "its content is gone", T0)
+    assert await store.remove("m1", "by hand", T0) == Removal(1, 0)
+    assert (await store.depth()).set_aside == 0
+    assert await store.queue(10) == []
+    assert await store.retry("m1", T0) == 0
+
+
+async def test_removed_recipients_get_no_attempt(store: Store) -> None:
+    """Those that are final stay what they are; there is nothing to remove twice."""
+    await store.add(item("m1", *recipients("a.example", "b.example", "c.example"), group="g"), b"content", 0)
+    await store.settle([delivered("m1", 0), deferred("m1", T0 + 60, 1)], T0)
+    assert await store.remove("m1", "by hand", T0 + 1) == Removal(2, 0)
+    assert await store.remove("m1", "by hand", T0 + 1) == Removal(0, 0)
+    assert await store.remove("nobody", "by hand", T0 + 1) == Removal(0, 0)
+    assert await store.lease(T0 + 1e6, T0 + 2e6, 10) == []
+    history = await store.history("m1")
+    assert history is not None
+    assert [each.state for each in history.item.recipients] == [State.DELIVERED, State.REMOVED, State.REMOVED]
+    assert history.events[-1] == Event(T0 + 1, "removed", 2, "by hand")
+    assert (await store.depth()).pending == 0
+    assert await store.sweep(T0 + 200, 100) == 1
+
+
+async def test_removal_of_what_is_under_way_is_its_owners_to_see(store: Store, beside: Beside) -> None:
+    """Who leased hears of it, and lets go of what it has not begun; until then it may be getting it."""
+    await store.add(item("m1", *recipients("a.example", "a.example", "b.example")), b"content", 0)
+    await store.lease(T0, T0 + 60, 10, ["b.example"])
+    other = await beside()
+    assert await other.remove("m1", "by hand", T0 + 1) == Removal(3, 2)
+    assert await other.withdrawn() == []
+    assert sorted(await store.withdrawn()) == [("m1", 0), ("m1", 1)]
+    assert await other.under_way("m1") == 2
+    await store.let_go([("m1", 0)])
+    assert await store.withdrawn() == [("m1", 1)]
+    assert await other.under_way("m1") == 1
+    assert await other.lease(T0 + 1e6, T0 + 2e6, 10) == []
+    await store.close()
+    await other.release(T0 + 2)
+    assert await other.under_way("m1") == 0
+
+
+async def test_attempt_that_was_under_way_when_its_message_was_removed(store: Store) -> None:
+    """Delivered is what happened to it; anything else changes nothing, is tried no more, and is told to nobody."""
+    await store.add(item("m1", *recipients("a.example", "a.example", "a.example"), group="g"), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    assert await store.remove("m1", "by hand", T0) == Removal(3, 3)
+    bounced = Change("m1", 2, State.BOUNCED, Event(T0, "bounced", 2, "550 unknown"))
+    assert await store.settle([delivered("m1", 0), deferred("m1", T0, 1)], T0) == []
+    assert await store.settle([bounced], T0, [notice("n1", "m1")]) == []
+    assert await store.settle([delivered("m1", 1)], T0) == []  # it was let go, so nobody can have delivered it
+    assert await store.under_way("m1") == 0
+    history = await store.history("m1")
+    assert history is not None
+    assert [each.state for each in history.item.recipients] == [State.DELIVERED, State.REMOVED, State.REMOVED]
+    assert [event.kind for event in history.events] == ["received", *["removed"] * 3, "delivered"]
+    (figures,) = await store.report()
+    assert (figures.delivered, figures.deferred, figures.bounced) == (1, 0, 0)
 
 
 async def test_figures_count_each_group_by_day(store: Store) -> None:

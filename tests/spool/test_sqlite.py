@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.spool import schema
 from proxy.spool.sqlite import INLINE_OCTETS, SqliteStore
 from proxy.spool.store import DamagedError, Store, StoreError, StoreFullError
 from tests.spool.contract import *  # noqa: F403 - its tests are this store's
@@ -156,8 +158,55 @@ async def test_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "spool.db") as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(StoreError, match="format 99, and this program knows formats up to 1: update it"):
+    with pytest.raises(StoreError, match="format 99, and this program knows formats up to 2: update it"):
         SqliteStore(tmp_path)
+
+
+async def test_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    """What it has is kept, and all that came later works on it."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    connection = sqlite3.connect(folder / "spool.db")
+    connection.executescript(f"{schema._STEPS[0]} PRAGMA user_version = 1;")
+    connection.execute(
+        "INSERT INTO message (id, received_at, reverse_path, login, provider, subject, size_octets, eight_bit, "
+        "smtputf8, not_before, notice, layout, failed_steps, in_file, digest) VALUES "
+        "('m1', ?, '', '', '', '', 5, 0, 0, 0, 0, '{\"head_octets\": 5, \"slots\": []}', '[]', 0, ?)",
+        (T0, hashlib.sha256(b"hello").digest()),
+    )
+    connection.execute("INSERT INTO content VALUES ('m1', CAST('hello' AS BLOB))")
+    connection.execute(
+        "INSERT INTO recipient (message_id, number, address, destination, state, attempts, next_attempt_at, reply, "
+        "remote_host) VALUES ('m1', 0, 'x@a.example', 'a.example', 'pending', 3, ?, '', '')",
+        (T0,),
+    )
+    connection.execute("INSERT INTO destination VALUES ('a.example', ?)", (T0,))
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        store = SqliteStore(folder)
+        assert await store.content("m1") == b"hello"
+        await store.close()
+    store = SqliteStore(folder)
+    (leased,) = await store.lease(T0, T0 + 60, 10)
+    assert leased.item.recipients[0].attempts == 4
+    assert (await store.remove("m1", "by hand", T0)).under_way == 1
+    assert await store.withdrawn() == [("m1", 0)]
+    await store.close()
+    connection = sqlite3.connect(folder / "spool.db")
+    assert connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+    connection.close()
+
+
+async def test_adds_that_come_together_are_synced_together(store: SqliteStore) -> None:
+    """A commit costs a sync whatever is in it, so what came during the last one shares the next."""
+    commits: list[int] = []
+    await store._writer.do(
+        lambda connection: connection.set_trace_callback(lambda sql: commits.append(sql == "COMMIT"))
+    )
+    await asyncio.gather(*(store.add(item(f"m{number}"), b"content", 0) for number in range(200)))
+    assert sum(commits) < 20
+    assert (await store.depth()).pending == 200
 
 
 async def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
@@ -175,14 +224,6 @@ async def test_other_process_may_look_while_this_one_writes(store: SqliteStore, 
     assert await other.retry(None, T0) == 50
     assert len(await store.lease(T0, T0 + 60, 100)) == 50
     await other.close()
-
-
-async def test_destinations_follow_the_settings(store: SqliteStore) -> None:
-    """What waits for a domain goes to the smarthost once there is one."""
-    await store.add(item("m1"), b"content", 0)
-    await store.redirect({"example.net": "smarthost"})
-    (leased,) = await store.lease(T0, T0 + 60, 10)
-    assert leased.item.recipients[0].destination == "smarthost"
 
 
 async def test_full_disk_refuses_and_goes_on_when_there_is_room(store: SqliteStore) -> None:
