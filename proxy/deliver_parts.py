@@ -225,7 +225,9 @@ class DeliverParts:
         if now >= self._due["depth"]:
             self._due["depth"] = now + _DEPTH_SECONDS
             depth = await self._store.depth()
-            self._metrics.depth(depth.pending, now - depth.oldest_at if depth.oldest_at else 0.0, depth.set_aside)
+            self._metrics.depth(
+                depth.pending, max(now - depth.oldest_at, 0.0) if depth.oldest_at else 0.0, depth.set_aside
+            )
             if released := await self._store.release(now):
                 self._watcher.released(released)
                 self._wake()

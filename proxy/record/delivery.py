@@ -48,7 +48,9 @@ class DeliveryMetrics:
         )
         self._trouble = self._counter("queue_trouble_total", "Failures of the store or the queue; it goes on.")
         self._pending = self._gauge("queue_recipients", "Recipients that are not final.")
-        self._oldest = self._gauge("queue_oldest_seconds", "Age of the oldest message that is not final; 0 for none.")
+        self._oldest = self._gauge(
+            "queue_oldest_seconds", "Age of the oldest message that is not final, from the time asked for; 0 for none."
+        )
         self._aside = self._gauge("queue_set_aside", "Damaged messages set aside.")
         for step, reason in product(STEPS, REASONS):
             self._compose_failures.labels(step, reason)

@@ -292,7 +292,7 @@ class SqliteStore:
                 "SELECT count(*) FROM recipient WHERE state = 'pending' AND next_attempt_at < ?", (_NEVER,)
             ).fetchone()
             (oldest,) = connection.execute(
-                "SELECT min(received_at) FROM message WHERE final_at IS NULL AND set_aside IS NULL"
+                "SELECT min(max(received_at, not_before)) FROM message WHERE final_at IS NULL AND set_aside IS NULL"
             ).fetchone()
             (aside,) = connection.execute(
                 "SELECT count(*) FROM message WHERE set_aside IS NOT NULL AND final_at IS NULL"

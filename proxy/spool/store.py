@@ -51,7 +51,7 @@ class Depth:
 
     Args:
         pending: Recipients not final yet.
-        oldest_at: When the oldest message among theirs was accepted; 0 for none.
+        oldest_at: When the oldest message among theirs was accepted, or was to be sent if that is later; 0 for none.
         set_aside: Messages that are damaged.
     """
 

@@ -487,6 +487,14 @@ async def test_depth_tells_what_waits(store: Store) -> None:
     assert (depth.pending, depth.oldest_at) == (1, T0 + 5)
 
 
+async def test_depth_counts_the_age_from_the_time_asked_for(store: Store) -> None:
+    """Mail for later is not late: it has waited since it was to be sent, and before that not at all."""
+    await store.add(item("later", not_before=T0 + 9000), b"content", 0)
+    assert (await store.depth()).oldest_at == T0 + 9000
+    await store.add(item("now", received_at=T0 + 5), b"content", 0)
+    assert (await store.depth()).oldest_at == T0 + 5
+
+
 async def test_queue_lists_what_is_pending_oldest_first(store: Store) -> None:
     """With the recipients that still wait, and with as many messages as asked for."""
     await store.add(item("new", received_at=T0 + 5), b"content", 0)
