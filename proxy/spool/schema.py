@@ -86,6 +86,8 @@ _STEPS = (
     """
     -- What was removed while it was leased: who has the lease asks for it every second.
     CREATE INDEX recipient_withdrawn ON recipient (owner) WHERE state = 'removed' AND owner <> '';
+    -- What was to be sent later, so that the age of the queue can be told without reading all of it.
+    CREATE INDEX message_later ON message (not_before) WHERE final_at IS NULL AND not_before > 0;
     """,
 )
 VERSION = len(_STEPS)
