@@ -47,6 +47,22 @@ tracking: {secret_file: /etc/cmail-proxy/secrets/tracking-secret}
 {{- end }}
 {{- end -}}
 
+{{/* The ports of the Service: with the listeners of the chart those that apps know, else the listeners' own. */}}
+{{- define "cmail-proxy.servicePorts" -}}
+{{- if .Values.service.ports -}}
+{{- toYaml .Values.service.ports -}}
+{{- else if .Values.config.listeners -}}
+{{- range .Values.config.listeners }}
+- {name: smtp-{{ int (.port | default 2525) }}, port: {{ int (.port | default 2525) }}, targetPort: {{ int (.port | default 2525) }}}
+{{- end -}}
+{{- else -}}
+- {name: smtp, port: 25, targetPort: 2525}
+- {name: submission, port: 587, targetPort: 2525}
+- {name: submissions, port: 465, targetPort: 2465}
+- {name: smtp-alt, port: 2525, targetPort: 2525}
+{{- end -}}
+{{- end -}}
+
 {{/* "yes" where the chart makes the token, because nobody else may send. */}}
 {{- define "cmail-proxy.generatesToken" -}}
 {{- $v := .Values -}}
@@ -143,7 +159,7 @@ checksum/settings: {{ printf "%s\n%s" (include "cmail-proxy.settings" .) (includ
 {{- $ports := list -}}
 {{- range $settings.listeners -}}{{- $ports = append $ports (int (.port | default 2525)) -}}{{- end -}}
 {{- if ne $v.mode "sidecar" -}}
-{{- range $v.service.ports -}}
+{{- range include "cmail-proxy.servicePorts" . | fromYamlArray -}}
 {{- if not (has (int .targetPort) $ports) -}}
 {{- $problems = append $problems (printf "service.ports: %s leads to port %d, on which nothing of config.listeners listens; they have %s" .name (int .targetPort) (join ", " $ports)) -}}
 {{- end -}}
