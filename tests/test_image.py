@@ -15,9 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import distribution
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -262,8 +262,10 @@ def _holds_what_is_needed_and_no_more(image: Image) -> None:
     assert sorted(each.name for each in image.root.iterdir()) == ["opt", "var"]
     assert list(image.at(DATA).iterdir()) == []
     (packages,) = image.at(HOME).glob("lib/python3.*/site-packages")
-    there = {canonicalize_name(each.name.split("-")[0]) for each in packages.glob("*.dist-info")}
-    assert there == _needed("cmail-proxy")
+    there: dict[str, Distribution] = {
+        canonicalize_name(each.name): each for each in distributions(path=[str(packages)])
+    }
+    assert set(there) == _needed(there, "cmail-proxy", packages.parent.name.removeprefix("python"))
     assert sorted(each.name for each in (packages / "proxy" / "mappings").iterdir()) == sorted(
         each.name for each in (ROOT / "mappings").iterdir()
     )
@@ -280,13 +282,14 @@ def _holds_what_is_needed_and_no_more(image: Image) -> None:
     assert texts == []  # nothing leads back to where it was built
 
 
-def _needed(name: str) -> set[str]:
-    """A package and all that it needs on this kind of machine."""
-    found: set[str] = {canonicalize_name(name)}
-    for text in distribution(name).requires or ():
+def _needed(there: Mapping[str, Distribution], name: str, python: str) -> set[str]:
+    """A package and all that it needs, as the metadata in the tree say it for a version of Python."""
+    found = {name}
+    for text in (there[name].requires or ()) if name in there else ():
         requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            found |= _needed(requirement.name)
+        here = {"extra": "", "python_version": python, "python_full_version": f"{python}.0"}
+        if requirement.marker is None or requirement.marker.evaluate(here):
+            found |= _needed(there, canonicalize_name(requirement.name), python)
     return found
 
 
