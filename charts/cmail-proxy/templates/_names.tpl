@@ -23,6 +23,12 @@ app.kubernetes.io/name: {{ include "cmail-proxy.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{/* The pod of `helm test` must be in no selector: Services would send mail to it, and the NetworkPolicy would hold it. */}}
+{{- define "cmail-proxy.testLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-test" (include "cmail-proxy.name" . | trunc 58 | trimSuffix "-") }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
 {{- define "cmail-proxy.labels" -}}
 helm.sh/chart: {{ printf "cmail-proxy-%s" .Chart.Version | replace "+" "_" }}
 {{ include "cmail-proxy.selectorLabels" . }}
