@@ -40,7 +40,7 @@ def values(text: str) -> list[Value]:
     are groups, and their keys follow.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
-    return list(_values(root, "", text.splitlines()))
+    return list(_values(root, "", text.splitlines())) if isinstance(root, yaml.MappingNode) else []
 
 
 def _values(node: yaml.MappingNode, path: str, lines: list[str]) -> Iterator[Value]:
