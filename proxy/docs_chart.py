@@ -36,8 +36,8 @@ def values(text: str) -> list[Value]:
     """
     List the values of a values.yaml, in its order.
 
-    A comment above a key whose first line begins with ``# --`` explains the key with all that is in it. Keys without one
-    are groups, and their keys follow.
+    A comment above a key whose first line begins with ``# --`` explains the key with all that is in it. Keys without
+    one are groups, and their keys follow.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     return list(_values(root, "", text.splitlines())) if isinstance(root, yaml.MappingNode) else []

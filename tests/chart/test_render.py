@@ -375,7 +375,8 @@ def test_a_token_is_made_where_nobody_else_may_send(newest: Helm) -> None:
     assert token != content(one(objects(newest.template([values]).stdout), "Secret"))["token"].decode()
     for option in (
         "credentials.tokens[0].name=app,credentials.tokens[0].existingSecret=app",
-        "credentials.generateToken=false,config.listeners[0].auth=none,config.listeners[0].address=127.0.0.1",
+        "credentials.generateToken=false",
+        "config.listeners[0].auth=none,config.listeners[0].port=2525",
     ):
         assert of_kind(newest.render([values], f"--set={option}"), "Secret") == []
 
@@ -600,3 +601,20 @@ def test_test_pod_speaks_as_its_port_does(newest: Helm, listener: str, tls: str)
         "--server=shop-cmail-proxy:2465",
         f"--tls={tls}",
     ]
+
+
+def test_alerts_are_those_of_the_file_but_for_the_ones_left_out(newest: Helm) -> None:
+    """With the labels of the values on each of them, and own rules in a group of their own."""
+    shipped = {
+        alert["alert"]: alert for group in read(CHART / "files" / "alerts.yaml")["groups"] for alert in group["rules"]
+    }
+    found = newest.render([CHART / "ci" / "gateway-everything-values.yaml"])
+    groups = one(found, "PrometheusRule")["spec"]["groups"]
+    *ours, extra = groups
+    assert extra["rules"] == [
+        {"alert": "TooQuiet", "expr": "sum(rate(cmail_proxy_messages_received_total[1h])) == 0", "for": "1h"}
+    ]
+    rendered = {alert["alert"]: alert for group in ours for alert in group["rules"]}
+    assert set(shipped) - set(rendered) == {"CmailProxyUntranslatableSeen"}
+    for name, alert in rendered.items():
+        assert alert == {**shipped[name], "labels": {**shipped[name].get("labels", {}), "team": "mail"}}

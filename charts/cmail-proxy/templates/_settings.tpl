@@ -203,6 +203,15 @@ checksum/settings: {{ printf "%s\n%s" (include "cmail-proxy.settings" .) (includ
 {{- if and $v.ingress.enabled (not $v.ingress.host) -}}
 {{- $problems = append $problems "ingress.host: nothing; the host of config.tracking.base_url" -}}
 {{- end -}}
+{{- $alerts := list -}}
+{{- range (.Files.Get "files/alerts.yaml" | fromYaml).groups -}}
+{{- range .rules -}}{{- $alerts = append $alerts .alert -}}{{- end -}}
+{{- end -}}
+{{- range $v.metrics.prometheusRule.disabled -}}
+{{- if not (has . $alerts) -}}
+{{- $problems = append $problems (printf "metrics.prometheusRule.disabled: %s is no alert of files/alerts.yaml" .) -}}
+{{- end -}}
+{{- end -}}
 {{- if $problems -}}
 {{- fail (printf "\n\nThe values of cmail-proxy do not fit together:\n  - %s\n" (join "\n  - " $problems)) -}}
 {{- end -}}
