@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 import trustme
+from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from tests.chart.kubelet import config_map, secret
+from proxy.cli import main
+from tests.chart.kubelet import RunningPod, config_map, folder, secret
 from tests.chart.rendering import Object, pods
 
 RULES = """\
@@ -60,3 +62,14 @@ def _secrets(data: dict[str, str]) -> dict[str, str]:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return {key: pem.decode() if key.endswith(".pem") else f"a-word-for-{key}-of-some-length" for key in keys}
+
+
+def checked(found: Sequence[Object]) -> Result:
+    """Let the program itself check the settings of the first pod that has the proxy, with all mounts and variables."""
+    pod = next(each for each in pods(found) if any(container["name"] == "cmail-proxy" for container in each.containers))
+    with folder() as home, RunningPod(pod, [*found, *kept_by_others(found)], home / "pod") as running:
+        container = running.container()
+        serve, *options = container.spec["args"]
+        assert serve == "serve"
+        line = ["check", *(running.here(option) for option in options)]
+        return CliRunner().invoke(main, line, env=container.environ)

@@ -55,7 +55,7 @@ spec:
 
 
 @contextmanager
-def host_app(helm: Helm, alias: str = "") -> Iterator[Path]:
+def host_app(helm: Helm, alias: str = "", pod: str = HOST_APP) -> Iterator[Path]:
     """A chart of one pod that includes the sidecar, perhaps under another name."""
     with tempfile.TemporaryDirectory(prefix="cmail-proxy-charts-") as name:
         top = Path(name)
@@ -67,7 +67,7 @@ def host_app(helm: Helm, alias: str = "") -> Iterator[Path]:
         text = f"apiVersion: v2\nname: app\nversion: 1.0.0\ndependencies: [{dependency}]\n"
         (chart / "Chart.yaml").write_text(text, "utf-8")
         (chart / "values.yaml").write_text(f"alias: {alias}\n" if alias else "{}\n", "utf-8")
-        (chart / "templates" / "pod.yaml").write_text(HOST_APP, "utf-8")
+        (chart / "templates" / "pod.yaml").write_text(pod, "utf-8")
         done = helm.run("dependency", "build", chart)
         if done.returncode != 0:
             raise AssertionError(done.stderr)

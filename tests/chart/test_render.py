@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from proxy.cli import main
 from tests.chart import kubernetes
-from tests.chart.kept import kept_by_others
-from tests.chart.kubelet import RunningPod, content, folder
+from tests.chart.kept import checked
+from tests.chart.kubelet import content
 from tests.chart.rendering import (
     CHART,
     HELMS,
@@ -461,27 +459,21 @@ def test_policy_lets_the_test_pod_in(newest: Helm) -> None:
 
 
 @every
-def test_settings_are_taken_by_the_program(newest: Helm, values: Path) -> None:
+def test_settings_are_taken_by_the_program(newest: Helm, tmp_path: Path, values: Path) -> None:
     """
     What is rendered passes ``cmail-proxy check`` without a warning about itself, with all that the pod mounts and its
     variables; rule files are loaded, keys and certificates read.
     """
     found = newest.render([values])
-    with host_app(newest) if "sidecar" in values.name else folder() as place, folder() as home:
-        if "sidecar" in values.name:  # no pod of its own, so as part of an app
-            found = newest.render([as_dependency(values, home)], chart=place)
-        (pod, container), *_ = proxies(found)
-        with RunningPod(pod, [*found, *kept_by_others(found)], home / "pod") as running:
-            made = running.container()
-            config = running.here("/etc/cmail-proxy/settings/settings.yaml")
-            assert container["args"] == ["serve", "--config", "/etc/cmail-proxy/settings/settings.yaml"]
-            done = CliRunner().invoke(main, ["check", "--config", config], env=made.environ)
-            assert done.exit_code == 0, done.output
-            assert done.stdout.startswith("ok: ")
-            for provider in read(values).get("extraMappings", {}):
-                assert f" {provider}" in done.stdout.partition("; listening")[0]
-            warnings = [line for line in done.stderr.splitlines() if "rules.when_absent: platform" not in line]
-            assert warnings == []
+    if "sidecar" in values.name:  # no pod of its own, so as part of an app
+        with host_app(newest) as chart:
+            found = newest.render([as_dependency(values, tmp_path)], chart=chart)
+    done = checked(found)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("ok: ")
+    for provider in read(values).get("extraMappings", {}):
+        assert f" {provider}" in done.stdout.partition("; listening")[0]
+    assert [line for line in done.stderr.splitlines() if "rules.when_absent: platform" not in line] == []
 
 
 def as_dependency(values: Path, home: Path) -> Path:

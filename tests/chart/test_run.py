@@ -241,23 +241,23 @@ def test_gateway_lives_as_its_manifest_says(tmp_path: Path) -> None:
             with smtplib.SMTP_SSL(at, 2465, timeout=WAIT_SECONDS, context=site.context) as client:
                 assert client.login(token, token)[0] == 235
             site.take_changed_rules(upstream)
-            run_test_pod(rendered, running, home / "test", upstream)
+            already = len(upstream.taken)
+            run_test_pod(rendered, running, home / "test")
+            assert len(upstream.taken) == already
             assert site.end_in_flight(passing("mailgun/05-tracking-off"), delay=True).startswith("250 ")
             assert upstream.taken[-1].content.endswith(
                 passing("mailgun/05-tracking-off").beside(".expected.eml").read_bytes()
             )
 
 
-def run_test_pod(rendered: list[Object], gateway: RunningPod, home: Path, upstream: Upstream) -> None:
-    """What `helm test` runs: by the Service to the gateway, with the token, into test mode. Exit code 0."""
+def run_test_pod(rendered: list[Object], serving: RunningPod, home: Path) -> None:
+    """What `helm test` runs: by the Service to the proxy, with the token, into test mode. Exit code 0."""
     (pod,) = pods(of_kind(rendered, "Pod"))
-    already = len(upstream.taken)
-    with RunningPod(to_the_service(pod, rendered), rendered, home, gateway.address) as running:
+    with RunningPod(to_the_service(pod, rendered), rendered, home, serving.address) as running:
         done = running.container("send").run()
         assert done.returncode == 0, done.stdout + done.stderr
         assert "discarded: 250 2.0.0 Discarded and not sent: X-Mailgun-Drop-Message" in done.stdout
         assert token_of(running) not in done.stdout + done.stderr
-    assert len(upstream.taken) == already
 
 
 def to_the_service(pod: Pod, rendered: list[Object]) -> Pod:
@@ -353,6 +353,9 @@ def test_core_lives_and_its_queue_outlives_it(tmp_path: Path) -> None:
             token = token_of(running)
             site = Site(running, proxy, 2525, trusting(), by(token, token))
             keep_fixtures(site)
+            run_test_pod(rendered, running, home / "test")
+            line = [each for each in proxy.events("message") if each["outcome"] == "discarded"][-1]
+            assert (line["providers"], line["group"]) == (["mailgun"], "helm-test")
             with site.client() as client:
                 at = json.dumps({"category": "later", "send_at": int(time.time()) + LATER})
                 client.sendmail("a@example.com", ["b@example.net"], f"X-SMTPAPI: {at}\r\n\r\nbody\r\n".encode())
