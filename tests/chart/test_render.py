@@ -1,6 +1,7 @@
 """What the chart renders for every values file, by both helms: objects that Kubernetes takes, pods that may little."""
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -610,3 +611,14 @@ def test_alerts_are_those_of_the_file_but_for_the_ones_left_out(newest: Helm) ->
     assert set(shipped) - set(rendered) == {"CmailProxyUntranslatableSeen"}
     for name, alert in rendered.items():
         assert alert == {**shipped[name], "labels": {**shipped[name].get("labels", {}), "team": "mail"}}
+
+
+def test_dashboard_is_that_of_the_file(newest: Helm) -> None:
+    """Grafana's loader finds one file in it, by the labels of the values."""
+    found = newest.render([CHART / "ci" / "gateway-everything-values.yaml"])
+    dashboard = one(found, "ConfigMap", "shop-mail-dashboard")
+    assert dashboard["metadata"]["labels"]["dashboards"] == "mail"
+    assert dashboard["metadata"]["annotations"]["grafana_folder"] == "Mail"
+    ((name, text),) = dashboard["data"].items()
+    assert name == "cmail-proxy.json"
+    assert json.loads(text) == json.loads((CHART / "files" / "dashboard.json").read_text("utf-8"))
