@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pytest
 import yaml
 from attrs import frozen
 
@@ -22,6 +23,16 @@ OLDEST_KUBERNETES = "1.29.0"
 RELEASE, NAMESPACE = "shop", "mail"
 
 Object: TypeAlias = dict[str, Any]
+
+
+def _each(paths: Sequence[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("values", paths, ids=lambda path: path.name.removesuffix("-values.yaml"))
+
+
+every = _each(VALUES)
+"""Marks a test that is done with every values file."""
+with_pods = _each([path for path in VALUES if not path.name.startswith("sidecar")])
+"""Marks one that is done with those that give pods."""
 
 
 class _Loader(yaml.CSafeLoader):
@@ -165,3 +176,13 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(each, f"{path}[{index}]")
     else:
         yield path, node
+
+
+def read(path: Path) -> Any:
+    """A YAML file."""
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether labels are what a selector asks for."""
+    return selector.items() <= labels.items()

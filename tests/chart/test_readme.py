@@ -8,16 +8,10 @@ import pytest
 
 from tests.chart import kubernetes
 from tests.chart.kept import checked
-from tests.chart.rendering import CHART, Helm, helm, of_kind, pods, the_pod
+from tests.chart.rendering import CHART, Helm, of_kind, pods, the_pod
 from tests.chart.restricted import violations
 from tests.chart.sources import host_app
 from tests.docs.pages import CHART_README, ROOT, Block, block, blocks
-
-
-@pytest.fixture(scope="module")
-def newest() -> Helm:
-    """The newest helm."""
-    return helm()
 
 
 @pytest.mark.parametrize("example", blocks(CHART_README, "yaml", "values"), ids=lambda example: example.id)

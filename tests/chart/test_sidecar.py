@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from proxy.cli import main
 from tests.chart import kubernetes
-from tests.chart.rendering import CHART, HELMS, NEWEST, Helm, Object, helm, leaves, objects, of_kind, one, pods, the_pod
+from tests.chart.rendering import CHART, Helm, Object, leaves, objects, of_kind, one, pods, the_pod
 from tests.chart.restricted import violations
 from tests.chart.sources import host_app, legacy_app
 from tests.conftest import require_tool
@@ -21,18 +21,6 @@ from tests.docs.pages import ROOT
 KUSTOMIZE = ROOT / "charts" / "kustomize" / "sidecar"
 SNIPPET_VALUES = CHART / "ci" / "sidecar-snippet-values.yaml"
 ALIAS = "post"
-
-
-@pytest.fixture(params=HELMS)
-def each_helm(request: pytest.FixtureRequest) -> Helm:
-    """One helm after the other."""
-    return helm(request.param)
-
-
-@pytest.fixture(scope="module")
-def newest() -> Helm:
-    """The newest helm."""
-    return helm(NEWEST)
 
 
 @pytest.fixture(scope="module")

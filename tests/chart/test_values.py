@@ -16,7 +16,7 @@ import yaml
 
 from proxy import docs_chart
 from proxy.settings import reference
-from tests.chart.rendering import CHART, HELMS, VALUES, Helm, helm
+from tests.chart.rendering import CHART, VALUES, Helm
 
 FOLDER = Path(__file__).parent / "bad_values"
 CASES = sorted(FOLDER.glob("*.yaml"))
@@ -24,12 +24,6 @@ TEXT = (CHART / "values.yaml").read_text("utf-8")
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text("utf-8"))
 NOT_FOR_TEMPLATES = {"global", "enabled"}
 """Values of which Helm and other charts make use, and this one none."""
-
-
-@pytest.fixture(params=HELMS)
-def each_helm(request: pytest.FixtureRequest) -> Helm:
-    """One helm after the other."""
-    return helm(request.param)
 
 
 # Mistakes
