@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a problem with settings, rules or the message, 2 wrong usa
 """
 
 import asyncio
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,20 +25,25 @@ if TYPE_CHECKING:
 
 
 class _Commands(click.Group):
-    """Commands, of which those about the store are imported when one is asked for: ``serve`` starts fast."""
+    """Commands, of which those of other modules are imported when one is asked for: ``serve`` starts fast."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted([*super().list_commands(context), *_OF_THE_STORE])
+        return sorted([*super().list_commands(context), *_ELSEWHERE])
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name in _OF_THE_STORE:
-            from proxy import cli_store
-
-            return next(command for command in cli_store.COMMANDS if command.name == name)
+        if name in _ELSEWHERE:
+            module = importlib.import_module(_ELSEWHERE[name])
+            commands: Sequence[click.Command] = module.COMMANDS
+            return next(command for command in commands if command.name == name)
         return super().get_command(context, name)
 
 
-_OF_THE_STORE = ("dkim", "message", "queue", "report", "suppression")
+_ELSEWHERE = {
+    **dict.fromkeys(("dkim", "message", "queue", "report", "suppression"), "proxy.cli_store"),
+    "send-test": "proxy.cli_send",
+    "sidecar-snippet": "proxy.cli_snippet",
+}
+"""Commands by the module that has them."""
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from prometheus_client import Metric
 
+from proxy import docs_chart
 from proxy.policy.outcome import Outcome
 from proxy.record.exposition import GROUP_LABEL_LIMIT, OTHER_GROUP
 from proxy.record.metrics import NO_PROVIDER, UNGROUPED, Metrics, SupervisorMetrics
@@ -37,7 +38,9 @@ from proxy.translate.model import (
 )
 from proxy.translate.outcome import Loss, Translation
 
-PAGES = ("README.md", "docs/*.md")
+PAGES = ("README.md", "docs/*.md", "charts/*/README.md")
+SCHEMA = "charts/*/values.schema.json"
+CHART = Path(__file__).parent.parent / "charts" / "cmail-proxy"
 
 CLASSES: Mapping[str, str] = {
     "test_mode": "The provider would accept the message and deliver nothing.",
@@ -146,12 +149,18 @@ def metrics() -> str:
     return _table(("Name", "Type", "Labels", "Meaning"), rows)
 
 
+def chart_values() -> str:
+    """Write the values of the chart."""
+    return docs_chart.values_table((CHART / "values.yaml").read_text("utf-8"))
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "provider-matrix": provider_matrix,
     "losses": losses,
     "providers": providers,
     "settings": settings,
     "metrics": metrics,
+    "chart-values": chart_values,
 }
 
 
@@ -299,17 +308,19 @@ def _short(file: RuleFile) -> str:
 
 def render(page: str) -> str:
     """
-    Write the generated parts of a page anew.
+    Write the generated parts of a page anew; the schema of the chart's values is a page with one part.
 
     Raises:
         KeyError: The page names a part that there is not.
     """
+    if page.startswith("{"):
+        return docs_chart.schema(page)
     return _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n{part[3]}", page)
 
 
 def pages(folder: Path) -> list[Path]:
     """List the pages of a checkout."""
-    return [path for pattern in PAGES for path in sorted(folder.glob(pattern))]
+    return [path for pattern in (*PAGES, SCHEMA) for path in sorted(folder.glob(pattern))]
 
 
 def main(arguments: Sequence[str], folder: Path) -> int:

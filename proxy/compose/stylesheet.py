@@ -14,7 +14,7 @@ from attrs import frozen
 
 # One piece of a style sheet: comment, string, escape, url(…), bracket, or a run of anything else.
 _PIECE = re.compile(
-    r"/\*(?:[^*]++|\*(?!/))*+(?:\*/)?"
+    r"/\*(?:[^*]++|\*(?!/))*(?:\*/)?"
     r"|\"(?:[^\"\\\n]++|\\.)*+\"?|'(?:[^'\\\n]++|\\.)*+'?"
     r"|\\.|url\([ \t\n\r\f]*+[^\"'() \t\n\r\f\\][^\"'()\\\n]*+\)"
     r"|<!--|-->"

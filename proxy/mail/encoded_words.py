@@ -13,9 +13,10 @@ import binascii
 import re
 from base64 import b64encode
 
-# Question marks inside are against the RFC, yet seen; a few are taken, and a bound keeps the work linear.
+# Question marks inside are against the RFC, yet seen; a few are taken, and a bound keeps the work linear. That repeat
+# is not possessive: before Python 3.11.5 a possessive one that finds nothing to repeat does not match.
 _WORD = re.compile(
-    r"=\?([A-Za-z0-9_.:+-]{1,40})(?:\*[A-Za-z0-9-]{0,40})?\?([QqBb])\?([^?\r\n]*+(?:(?<!=)\?(?!=)[^?\r\n]*+){0,4}+)\?="
+    r"=\?([A-Za-z0-9_.:+-]{1,40})(?:\*[A-Za-z0-9-]{0,40})?\?([QqBb])\?([^?\r\n]*+(?:(?<!=)\?(?!=)[^?\r\n]*+){0,4})\?="
 )
 _HEX = re.compile(rb"=([0-9A-Fa-f]{2})")
 

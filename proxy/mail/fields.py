@@ -13,8 +13,9 @@ from itertools import accumulate
 
 from attrs import frozen
 
-# Possessive, and bound to the beginning of a line: a search must not try every octet of a long line anew.
-_FIELD = re.compile(rb"^([\x21-\x39\x3b-\x7e]++)[ \t]*+:[^\n]*+\n(?:[ \t][^\n]*+\n)*+", re.MULTILINE)
+# Possessive, and bound to the beginning of a line: a search must not try every octet of a long line anew. The last
+# repeat is not, and need not be: before Python 3.11.5 such a one of several parts ends behind what it could not match.
+_FIELD = re.compile(rb"^([\x21-\x39\x3b-\x7e]++)[ \t]*+:[^\n]*+\n(?:[ \t][^\n]*+\n)*", re.MULTILINE)
 _FIELDS = re.compile(rb"(" + _FIELD.pattern + rb")", re.MULTILINE)
 _MAILBOX_LINE = re.compile(rb">?From [^\n]*\n")
 

@@ -6,8 +6,8 @@ What an operator decides: typed settings from a YAML file and the environment.
 """
 
 from proxy.settings.checks import TOKENS_FILE, ProviderReference, Warned, check, provider_references
-from proxy.settings.environment import CONFIG_VARIABLE
-from proxy.settings.load import load, load_rules
+from proxy.settings.environment import CONFIG_VARIABLE, TEST_TOKEN_VARIABLE
+from proxy.settings.load import EXPECTED_IN_FILE, load, load_rules, read_secret
 from proxy.settings.model import (
     Action,
     Actions,
@@ -30,6 +30,8 @@ from proxy.settings.values import Network, Secret, Source
 
 __all__ = [
     "CONFIG_VARIABLE",
+    "EXPECTED_IN_FILE",
+    "TEST_TOKEN_VARIABLE",
     "TOKENS_FILE",
     "Action",
     "Actions",
@@ -56,4 +58,5 @@ __all__ = [
     "load",
     "load_rules",
     "provider_references",
+    "read_secret",
 ]

@@ -19,6 +19,8 @@ from proxy.settings.values import ENVIRONMENT, PREFIX, Findings, join, variable
 
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 """Names the settings file; the command line reads it."""
+TEST_TOKEN_VARIABLE = f"{PREFIX}TEST_TOKEN"
+"""The token of ``cmail-proxy send-test``, which may stand in the environment of a container beside the settings."""
 
 _INDEX = re.compile(r"[0-9]{1,3}")
 
@@ -49,7 +51,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _is_foreign(name: str, value: str) -> bool:
     return (
-        name == CONFIG_VARIABLE
+        name in (CONFIG_VARIABLE, TEST_TOKEN_VARIABLE)
         or _SERVICE_LINK.fullmatch(name) is not None
         or (name.endswith("_PORT") and _SERVICE_ADDRESS.fullmatch(value) is not None)
     )

@@ -28,6 +28,9 @@ _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _LONGEST_SHOWN = 80
 
+EXPECTED_IN_FILE = "a file that holds the secret and nothing else"
+"""Of a file that a setting or an option names."""
+
 
 class _Bad:
     """Stands for a value that has a problem already."""
@@ -82,6 +85,27 @@ def load_rules(path: Path | None, environ: Mapping[str, str]) -> Settings | None
     folder = path.parent if path else Path()
     settings = _Reader(folder.absolute(), findings).section(only, Settings, "")
     return None if findings.problems else attrs.evolve(settings, source=findings.source)
+
+
+def read_secret(path: Path) -> Secret:
+    """
+    Read a password or token from a file of its own; a line end behind it does not belong to it.
+
+    Raises:
+        ValueError: Says what was found in place of what :data:`EXPECTED_IN_FILE` says.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise ValueError(f"'{path}', which cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"'{path}', which is not UTF-8") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ValueError(f"'{path}', which is empty")
+    if _UNSAFE.search(text):
+        raise ValueError(f"'{path}', which has several lines or control characters")
+    return Secret(text)
 
 
 def _nodes(path: Path, findings: Findings) -> strictyaml.Node:
@@ -177,19 +201,10 @@ class _Reader:
             values[name] = self.bad(join(key, name), f"neither {name} nor {twin}", "one of the two")
 
     def _secret_file(self, path: Path, key: str) -> Secret | _Bad:
-        expected = "a file that holds the secret and nothing else"
         try:
-            text = path.read_bytes().decode()
-        except OSError as error:
-            return self.bad(key, f"'{path}', which cannot be read: {error.strerror}", expected)
-        except UnicodeDecodeError:
-            return self.bad(key, f"'{path}', which is not UTF-8", expected)
-        text = text.removesuffix("\n").removesuffix("\r")
-        if not text:
-            return self.bad(key, f"'{path}', which is empty", expected)
-        if _UNSAFE.search(text):
-            return self.bad(key, f"'{path}', which has several lines or control characters", expected)
-        return Secret(text)
+            return read_secret(path)
+        except ValueError as error:
+            return self.bad(key, str(error), EXPECTED_IN_FILE)
 
     def value(self, node: strictyaml.Node, annotation: Any, key: str, metadata: Mapping[str, Any]) -> Any:
         """Read one value of any type; problems are collected and ``_BAD`` is returned."""

@@ -77,8 +77,7 @@ def _value(annotation: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     origin, arguments = get_origin(option), get_args(option)
     if option is Actions:
         by_class, by_provider = (_value(field.type, metadata) for field in attrs.fields(Actions))
-        named = dict.fromkeys(by_class["propertyNames"]["enum"], by_class["additionalProperties"])
-        return {"type": "object", "properties": named, "additionalProperties": by_provider["additionalProperties"]}
+        return {**by_class, "additionalProperties": by_provider["additionalProperties"]}
     if is_section(option):
         return _section(option)
     if origin is Literal:
@@ -92,5 +91,7 @@ def _value(annotation: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     if origin is Annotated or option in (str, Path, Secret, Network):
         return {"type": "string", "minLength": 1}
     key, item = arguments
-    names = {"enum": list(get_args(key))} if get_origin(key) is Literal else {"minLength": 1}
-    return {"type": "object", "propertyNames": names, "additionalProperties": _value(item, metadata)}
+    value = _value(item, metadata)
+    if get_origin(key) is Literal:  # by name and not by propertyNames, whose errors Helm shows at another place
+        return {"type": "object", "properties": dict.fromkeys(get_args(key), value), "additionalProperties": False}
+    return {"type": "object", "propertyNames": {"minLength": 1}, "additionalProperties": value}

@@ -8,8 +8,9 @@ from pathlib import Path
 from attrs import frozen
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 README, DOCS = ROOT / "README.md", ROOT / "docs"
+CHART_README = ROOT / "charts" / "cmail-proxy" / "README.md"
+PAGES = (README, *sorted(DOCS.glob("*.md")), CHART_README)
 
 _BLOCK = re.compile(r"^```(\w*) ?([\w.-]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")

@@ -10,7 +10,7 @@ import pytest
 
 from proxy import docs
 from proxy.translate.model import DEFAULT_ACTIONS, NATIVE, Reading, When
-from tests.docs.pages import PAGES, README, ROOT
+from tests.docs.pages import CHART_README, PAGES, README, ROOT
 
 
 def run(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -29,17 +29,22 @@ def run(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of what the generator reads and writes."""
-    for name in ("proxy", "mappings", "docs"):
+    for name in ("proxy", "mappings", "docs", "charts"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(README, tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", docs.pages(ROOT), ids=lambda page: str(page.relative_to(ROOT)))
 def test_page_generated_parts_are_current(page: Path) -> None:
     """What a page says of rules, settings and metrics is what the program does; `--write` mends it."""
     text = page.read_text("utf-8")
     assert docs.render(text) == text
+
+
+def test_generator_writes_all_pages_and_the_schema_of_the_chart() -> None:
+    """What people read is what is held against the program."""
+    assert set(docs.pages(ROOT)) == {*PAGES, CHART_README.with_name("values.schema.json")}
 
 
 def test_generator_every_part_stands_on_one_page() -> None:
@@ -68,6 +73,25 @@ def test_generator_after_a_change_of_rules_names_the_pages_and_mends_them(checko
     written = run("--write", folder=checkout)
     assert (written.returncode, written.stdout) == (0, "README.md: written\ndocs/providers.md: written\n")
     assert "| `X-PM-Label`, else `X-PM-Tag`, else" in (checkout / "README.md").read_text("utf-8")
+    assert run(folder=checkout).returncode == 0
+
+
+def test_generator_after_a_change_of_values_names_the_page_of_the_chart_and_mends_it(checkout: Path) -> None:
+    """A changed default or text shows until the README is written anew; so does a schema that is not current."""
+    values = checkout / "charts" / "cmail-proxy" / "values.yaml"
+    values.write_text(
+        values.read_text("utf-8").replace("# -- Size of the volume.\n  size: 8Gi", "# -- Size.\n  size: 9Gi")
+    )
+    schema = checkout / "charts" / "cmail-proxy" / "values.schema.json"
+    schema.write_text(schema.read_text("utf-8").replace('"maximum": 65535', '"maximum": 65536'))
+    stale = run(folder=checkout)
+    assert (stale.returncode, stale.stdout) == (
+        1,
+        "charts/cmail-proxy/README.md: out of date; run python -m proxy.docs --write\n"
+        "charts/cmail-proxy/values.schema.json: out of date; run python -m proxy.docs --write\n",
+    )
+    assert run("--write", folder=checkout).returncode == 0
+    assert '| `persistence.size` | `"9Gi"` | Size. |' in (values.with_name("README.md")).read_text("utf-8")
     assert run(folder=checkout).returncode == 0
 
 

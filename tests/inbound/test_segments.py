@@ -26,7 +26,7 @@ from proxy.record.log import Log
 from proxy.record.metrics import Metrics
 from proxy.route import About, Capabilities, ClientGoneError, Content, Sent
 from proxy.settings import Tls, load
-from tests.fixtures.test_fixtures import CASES, Case
+from tests.fixtures.cases import CASES, Case
 
 END = b".\r\n"
 TAKEN = Reply(250, "2.0.0", "taken")

@@ -24,6 +24,11 @@ OPTIONS = {
     "queue retry": {"--config", "--all", "--help"},
     "queue remove": {"--config", "--help"},
     "report": {"--config", "--json", "--csv", "--group", "--since", "--by-day", "--help"},
+    "send-test": {
+        *("--server", "--tls", "--ca-file", "--insecure", "--token-file", "--username", "--password-file"),
+        *("--from", "--to", "--field", "--discard", "--timeout", "--help"),
+    },
+    "sidecar-snippet": {"--image", "--settings", "--help"},
     "suppression list": {"--config", "--json", "--help"},
     "suppression add": {"--config", "--reason", "--help"},
     "suppression remove": {"--config", "--help"},
@@ -44,6 +49,8 @@ WORTH_SAYING = {
     "queue retry": "Attempt a message at once.",
     "queue remove": "Give a message up.",
     "report": "Show what became of messages, by group.",
+    "send-test": "Exit code 0 when the message was answered 250, with --discard when it was discarded; else 1.",
+    "sidecar-snippet": "as a patch of a Deployment, to standard output",
     "suppression list": "List the addresses",
     "suppression add": "Put ADDRESS on the list.",
     "suppression remove": "Take ADDRESS off the list.",
@@ -72,7 +79,8 @@ def test_help_lists_the_commands_users_are_to_know() -> None:
     shown = run("--help").stdout.decode()
     commands = [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()]
     assert commands == [
-        *("check", "demo", "dkim", "message", "queue", "report", "serve", "suppression", "token", "translate")
+        *("check", "demo", "dkim", "message", "queue", "report", "send-test", "serve", "sidecar-snippet"),
+        *("suppression", "token", "translate"),
     ]
     assert run("-h").stdout.decode() == shown
 

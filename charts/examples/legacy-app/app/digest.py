@@ -1,0 +1,5 @@
+"""The app's nightly job."""
+
+import mail
+
+mail.send("The day in short", "Nothing special.", "digest")
