@@ -341,6 +341,23 @@ def test_notes_name_the_first_steps(newest: Helm) -> None:
         assert ("kubectl get secret shop-cmail-proxy-token --namespace mail" in notes) == (mode != "sidecar")
 
 
+def test_notes_name_a_way_to_send_where_helm_test_has_none(newest: Helm, tmp_path: Path) -> None:
+    """Without a token there is no test pod; the command given instead uses what the container has."""
+    logins = "{logins: [{name: shop, existingSecret: old, usernameKey: user}]}"
+    for credentials, ending in {
+        logins: " --username USER --password-file /etc/cmail-proxy/secrets/login-0",
+        "{generateToken: false}": "",
+    }.items():
+        values = tmp_path / "values.yaml"
+        values.write_text(f"config: {{relay: {{host: smtp.example.com}}}}\ncredentials: {credentials}\n")
+        done = newest.run("install", RELEASE, CHART, "--dry-run=client", f"--values={values}")
+        assert done.returncode == 0, done.stderr
+        assert "helm test shop" not in done.stdout
+        line = "cmail-proxy send-test --server 127.0.0.1:2525 --from YOU --to YOU"
+        assert f"deployment/shop-cmail-proxy --container cmail-proxy -- {line}{ending}\n" in done.stdout
+        assert not of_kind(newest.render([values]), "Pod")
+
+
 def test_alerts_are_those_of_the_file_but_for_the_ones_left_out(newest: Helm) -> None:
     """With the labels of the values on each of them, and own rules in a group of their own."""
     shipped = {
