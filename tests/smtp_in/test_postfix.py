@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import random
 import shutil
 import smtplib
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
@@ -85,11 +86,16 @@ PROVIDERS = {
 
 
 def free_port() -> int:
-    """Find a port that Postfix, which cannot choose one itself, may have."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """
+    Find a port that Postfix, which cannot choose one itself, may have.
+
+    It is none of those that the kernel gives out by itself: another test could have it by the time Postfix starts.
+    """
+    for port in random.sample(range(20_000, 32_768), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 @contextmanager
