@@ -21,8 +21,9 @@ from proxy.outbound.networks import Networks
 from proxy.outbound.transaction import Copy, Mail
 from proxy.policy.outcome import Result
 from tests.conftest import require_tool
+from tests.operation.program import free_port
 from tests.outbound.site import CHANCE, LOOPBACK, PATIENCE, SENDER
-from tests.smtp_in.test_postfix import delivered, free_port, running_postfix
+from tests.smtp_in.test_postfix import delivered, running_postfix
 from tests.support.nameserver import NameServer
 
 ANN, BOB, NOBODY, BUSY = (f"{name}@example.net" for name in ("ann", "bob", "nobody", "busy"))

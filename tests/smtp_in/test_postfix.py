@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import random
 import shutil
 import smtplib
 import socket
@@ -10,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import trustme
 
 from tests.conftest import require_tool
+from tests.operation.program import free_port
 from tests.smtp_in.dialogue import START_MAIL, Client
 from tests.support.proxy_process import WAIT_SECONDS, ProxyProcess, settings
 
@@ -83,19 +83,6 @@ PROVIDERS = {
     ),
 }
 """By provider: what the app sets, and what must arrive as X-Cmail-TrackOpens and X-Cmail-TrackClicks."""
-
-
-def free_port() -> int:
-    """
-    Find a port that Postfix, which cannot choose one itself, may have.
-
-    It is none of those that the kernel gives out by itself: another test could have it by the time Postfix starts.
-    """
-    for port in random.sample(range(20_000, 32_768), 100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port")
 
 
 @contextmanager
