@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -17,7 +18,7 @@ import click
 from proxy import __version__
 from proxy.cli_common import CONFIG, fail, loaded, stop
 from proxy.problems import Problem, ProblemsError
-from proxy.settings import TOKENS_FILE, Settings, check, load, load_rules
+from proxy.settings import TOKENS_FILE, Settings, Warned, check, load, load_rules
 
 if TYPE_CHECKING:
     from proxy.inbound.tokens import TokenStore
@@ -53,8 +54,8 @@ def main() -> None:
     Transparent SMTP proxy: turns the header fields of Mailgun, Mailjet, Mandrill, Postmark and SendGrid into X-Cmail
     fields, and sends each message on.
 
-    Begin with `cmail-proxy demo`. Then write a settings file and try
-    `cmail-proxy check --config FILE`.
+    Begin with `cmail-proxy demo`. Then write a settings file, and try check and serve with `--config FILE`. Without a
+    platform it delivers the messages itself; report, queue, message and suppression show what became of them.
     """
 
 
@@ -94,7 +95,7 @@ def serve(config: Path | None) -> None:
         fail(error)
     except BindError as error:
         log.flush()
-        stop(str(error))
+        stop(str(error).replace("\n", "\ncmail-proxy: "))
     sys.exit(code)
 
 
@@ -126,13 +127,15 @@ def check_command(config: Path | None) -> None:
     """
     Show all problems of settings and rules.
 
-    Exit code 0 when `serve` would start (ports are not tried), 1 with any problem. Warnings do not count.
+    Exit code 0 when `serve` would start (ports are not tried), 1 with any problem. Warnings do not count. What keys
+    mean together is looked at once each of them can be read.
     """
     try:
         settings = load(config, os.environ)
     except ProblemsError as error:
         fail(ProblemsError([*error.problems, *_rule_problems(config)]))
-    problems, warned = check(settings)
+    settings, first = (settings, None) if config else _embedded(settings)
+    problems, warned = ([], []) if first else check(settings)  # as serve does: nobody can log in before its first start
     import attrs
 
     from proxy import rulebook
@@ -151,27 +154,33 @@ def check_command(config: Path | None) -> None:
     told = {(problem.file, problem.line, problem.key) for problem in problems}
     misnamed = any(settings.source.place(f"tls.{key}") in told for key in ("certificate_file", "key_file"))
     files = None if misnamed else settings.tls.certificate_file
-    try:  # without the parts that would make files
-        tls = attrs.evolve(settings.tls, self_signed=False, names=(), certificate_file=files)
-        Certificates(tls, settings.data_dir, settings.hostname)
-        TokenStore(settings.data_dir / TOKENS_FILE)
-    except ProblemsError as error:
-        problems.extend(error.problems)
+    tls = attrs.evolve(settings.tls, self_signed=False, names=(), certificate_file=files)  # what would make no files
+    for look in (
+        partial(Certificates, tls, settings.data_dir, settings.hostname),
+        partial(TokenStore, settings.data_dir / TOKENS_FILE),
+    ):
+        try:
+            look()
+        except ProblemsError as error:
+            problems.extend(error.problems)
     if settings.delivers:
         from proxy.compose import dkim
 
         for index, key in enumerate(settings.deliver.dkim):
+            name = f"deliver.dkim[{index}].key_file"
             try:
                 weakness = dkim.weakness(dkim.load_key(key.key_file))
-                warnings += [f"deliver.dkim[{index}].key_file: {weakness}"] if weakness else []
+                warnings += [str(Warned(*settings.source.place(name), weakness))] if weakness else []
             except ProblemsError as error:
-                problems.extend(error.problems)
+                problems.extend(attrs.evolve(problem, key=name) for problem in error.problems)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if problems:
         fail(ProblemsError(problems))
     listeners = ", ".join(f"{each.address}:{each.port} ({each.tls})" for each in settings.listeners)
     click.echo(f"ok: {rules}; listening on {listeners}; {settings.onward}")
+    if first:
+        click.echo("no settings, so these; serve makes a certificate and a token at its first start", err=True)
 
 
 def _rule_problems(config: Path | None) -> Sequence[Problem]:
@@ -278,8 +287,11 @@ def token_add(config: Path | None, name: str) -> None:
 @CONFIG
 def token_list(config: Path | None) -> None:
     """List the names of those who have a token, and since when."""
-    for issued in _store(config).list():
+    store = _store(config)
+    for issued in store.list():
         click.echo(f"{issued.name}\t{issued.created_at.isoformat()}")
+    if not store.list():
+        click.echo(f"none was issued in {store.path}; those in the settings are not listed here", err=True)
 
 
 @token.command("revoke")

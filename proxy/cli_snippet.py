@@ -22,9 +22,10 @@ def shipped_sidecar() -> Path:
 @click.option("--settings", is_flag=True, help="Write an example of the settings file that goes with it instead.")
 def sidecar_snippet(image: str | None, settings: bool) -> None:
     """
-    Write the sidecar for Kubernetes as a patch of a Deployment, to standard output.
+    Write the sidecar for Kubernetes, as a patch.
 
-    It is what the Helm chart gives in mode sidecar. The comments in it say which ConfigMap and Secrets it needs.
+    The patch is for a Deployment, and goes to standard output. It is what the Helm chart gives in mode sidecar. The
+    comments in it say which ConfigMap and Secrets it needs.
     """
     if image is not None and not _REFERENCE.fullmatch(image):
         raise click.BadParameter(f"{image!r} is no image reference such as registry.example.com/mail/cmail-proxy:1.0")

@@ -104,10 +104,11 @@ class RuleBook:
             problems.extend(error.problems)
         if problems:
             raise ProblemsError(problems)
-        active = {file.provider for file in files}
+        active = [file.provider for file in files]
         words = {rule.optional for file in files for rule in file.translate if rule.optional}
+        expected = f"one of rules.providers: {', '.join(active)}"
         problems = [
-            Problem(each.file, each.line, each.key, repr(each.provider), f"one of rules.providers: {', '.join(active)}")
+            Problem(each.file, each.line, each.key, repr(each.provider), expected, did_you_mean(each.provider, active))
             for each in provider_references(self._settings)
             if each.provider not in active
         ]

@@ -213,14 +213,18 @@ def test_names_that_no_rule_file_knows_are_problems(tmp_path: Path) -> None:
     code, _, errors = check(
         tmp_path,
         listeners=[{**LISTENER, "provider": "mandrill"}],
-        rules={"providers": ["mailgun"], "optional": ["subaccount"], "when_absent": "provider"},
+        logins=[{"name": "wiki", "password": "example", "provider": "sendgird"}],
+        rules={"providers": ["mailgun", "sendgrid"], "optional": ["subaccount"], "when_absent": "provider"},
     )
     assert code == 1
     assert errors == [
-        "error: settings.yaml:1: listeners[0].provider: found 'mandrill'; expected one of rules.providers: mailgun",
+        "error: settings.yaml:1: listeners[0].provider: found 'mandrill'; expected one of rules.providers: mailgun, "
+        "sendgrid",
+        "error: settings.yaml:4: logins[0].provider: found 'sendgird'; expected one of rules.providers: mailgun, "
+        "sendgrid (did you mean 'sendgrid'?)",
         "error: settings.yaml:3: rules.optional[0]: found 'subaccount'; expected nothing: the active rule files have "
         "no optional rules",
-        "cmail-proxy: 2 problems",
+        "cmail-proxy: 3 problems",
     ]
 
 
@@ -234,6 +238,29 @@ def test_open_relay_is_refused(tmp_path: Path, auth: str) -> None:
         "required, or the networks whose mail is taken (whoever reaches the port could send through it: an open relay)"
     )
     assert error in errors
+
+
+def test_without_settings_it_says_what_serve_would_do(tmp_path: Path) -> None:
+    """``serve`` starts with nothing, and makes a token then; so that nobody may send yet is no problem. It makes no file."""
+    done = run("check", cwd=tmp_path)
+    assert done.returncode == 0
+    where = f"listening on 127.0.0.1:2525 (starttls); delivering to the mailbox {tmp_path}/var/mailbox"
+    assert done.stdout.decode().rstrip().endswith(where)
+    told = done.stderr.decode().splitlines()
+    assert told[-1] == "no settings, so these; serve makes a certificate and a token at its first start"
+    assert not [line for line in told if "STARTTLS" in line]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_certificate_hides_no_damaged_tokens(tmp_path: Path) -> None:
+    """Each file that serve would read is looked at, whatever another one holds."""
+    (tmp_path / "crt.pem").write_text("nothing yet\n")
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "tokens.json").write_text("nothing yet\n")
+    code, _, errors = check(tmp_path, tls={"certificate_file": "crt.pem", "key_file": "crt.pem"})
+    assert code == 1
+    assert sum("tls." in line for line in errors) == 2
+    assert sum("tokens.json" in line for line in errors) == 1
 
 
 def test_missing_settings_file_is_a_problem(tmp_path: Path) -> None:

@@ -70,3 +70,13 @@ def test_key_that_cannot_be_used_is_told_here_and_by_check(config: Path) -> None
         done: subprocess.CompletedProcess[bytes] = run(command, "--config", config)
         assert done.returncode == 1
         assert f"error: {config.parent / 'rsa.pem'}: ".encode() in done.stderr
+    assert b"rsa.pem: deliver.dkim[0].key_file: found no private key" in done.stderr
+
+
+def test_short_key_is_warned_of_with_its_place(config: Path) -> None:
+    """A key that works and is weak stops nothing; the warning says which one it is."""
+    written(config.parent / "rsa.pem", rsa.generate_private_key(65537, 1024))  # noqa: S505 - the weakness is what is told
+    done = run("check", "--config", config)
+    assert done.returncode == 0
+    told = f"warning: {config}:5: deliver.dkim[0].key_file: an RSA key of 1024 bits is short; RFC 8301 asks for 2048\n"
+    assert told in done.stderr.decode()

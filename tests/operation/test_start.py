@@ -86,8 +86,8 @@ def test_all_ports_in_use_are_told_at_once(tmp_path: Path) -> None:
         http = {"probes": {"address": "127.0.0.1", "port": third}}
         assert refusal(config_of(tmp_path, listeners=listeners, http=http)) == [
             f"cmail-proxy: listeners[0].port: 127.0.0.1:{first}: {IN_USE}",
-            f"listeners[2].port: 127.0.0.1:{second}: {IN_USE}",
-            f"http.probes.port: 127.0.0.1:{third}: {IN_USE}",
+            f"cmail-proxy: listeners[2].port: 127.0.0.1:{second}: {IN_USE}",
+            f"cmail-proxy: http.probes.port: 127.0.0.1:{third}: {IN_USE}",
         ]
 
 

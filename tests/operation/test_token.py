@@ -85,7 +85,8 @@ def test_unknown_name_cannot_be_revoked(config: Path) -> None:
 
 def test_list_without_tokens_is_empty(config: Path) -> None:
     """No tokens is no problem, and looking makes no files."""
-    assert token("list", config=config) == (0, "", "")
+    told = f"none was issued in {config.parent}/data/tokens.json; those in the settings are not listed here\n"
+    assert token("list", config=config) == (0, "", told)
     assert not (config.parent / "data").exists()
 
 

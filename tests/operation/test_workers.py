@@ -192,7 +192,7 @@ def test_port_in_use_is_told_before_any_worker_starts(tmp_path: Path) -> None:
     assert b"worker_started" not in done.stdout
     told = done.stderr.decode().splitlines()
     assert told[0] == f"cmail-proxy: listeners[0].port: 127.0.0.1:{first}: {IN_USE}"
-    assert told[1:] == [f"http.probes.port: 127.0.0.1:{second}: {IN_USE}"]
+    assert told[1:] == [f"cmail-proxy: http.probes.port: 127.0.0.1:{second}: {IN_USE}"]
 
 
 def test_broken_rules_are_told_before_any_worker_starts(tmp_path: Path) -> None:
