@@ -169,10 +169,10 @@ def check_command(config: Path | None) -> None:
         for index, key in enumerate(settings.deliver.dkim):
             name = f"deliver.dkim[{index}].key_file"
             try:
-                weakness = dkim.weakness(dkim.load_key(key.key_file))
+                weakness = dkim.weakness(dkim.load_key(key.key_file, name))
                 warnings += [str(Warned(*settings.source.place(name), weakness))] if weakness else []
             except ProblemsError as error:
-                problems.extend(attrs.evolve(problem, key=name) for problem in error.problems)
+                problems.extend(error.problems)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if problems:

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,18 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _MOST = 10_000
 _NEVER = 1e12  # the next attempt of what was set aside is behind all times
 _SEEN_SECONDS = 4.0  # within which a running proxy has seen what was removed
+
+
+class _Day(click.ParamType[date]):
+    """A day as people write it."""
+
+    name = "day"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        try:
+            return date.fromisoformat(value)
+        except ValueError:
+            self.fail(f"found {value!r}; expected a day such as 2026-11-23", param, ctx)
 
 
 @click.group()
@@ -78,8 +90,10 @@ def queue_retry(config: Path | None, message_id: str, everything: bool) -> None:
     """
     Attempt a message at once.
 
-    A running proxy does it within a second; with --all it does so for all messages that wait. A message that was set
-    aside is put back where it is named, not by --all: once what was damaged is mended, its content from a backup say.
+    A running proxy does it within a second; with --all it does so for all messages that wait. A destination that was
+    out of order a moment ago is given its pause first: 15 seconds, and longer each time, up to 20 minutes; a restart
+    ends all pauses. A message that was set aside is put back where it is named, not by --all: once what was damaged is
+    mended, its content from a backup say.
     """
     if bool(message_id) == everything:
         raise click.UsageError("give the ID of a message, or --all")
@@ -146,13 +160,13 @@ def message_show(config: Path | None, as_json: bool, message_id: str) -> None:
 @click.option(
     "--since",
     default=None,
-    type=click.DateTime(["%Y-%m-%d"]),
+    type=_Day(),
     metavar="YYYY-MM-DD",
     help="Only from this day on (UTC).",
 )
 @click.option("--by-day", is_flag=True, help="A line for each day, instead of one for each group.")
 def report(
-    config: Path | None, as_json: bool, as_csv: bool, group: str | None, since: datetime | None, by_day: bool
+    config: Path | None, as_json: bool, as_csv: bool, group: str | None, since: date | None, by_day: bool
 ) -> None:
     """
     Show what became of messages, by group.
@@ -162,7 +176,7 @@ def report(
     """
     if as_json and as_csv:
         raise click.UsageError("give --json or --csv")
-    day = since.date().isoformat() if since else ""
+    day = since.isoformat() if since else ""
     figures = _with_store(config, lambda store: store.report(day, group))
     if not by_day:
         figures = _summed(figures)
@@ -204,6 +218,8 @@ def suppression_list(config: Path | None, as_json: bool) -> None:
         return
     for each in entries:
         click.echo(f"{each.address}\t{_moment(each.since)}\t{each.reason}")
+    if not entries:
+        click.echo("no address is suppressed", err=True)
 
 
 @suppression.command("add")
@@ -244,8 +260,8 @@ def dkim(config: Path | None) -> None:
     if not settings.deliver.dkim:
         stop("deliver.dkim names no key; add domain, selector and key_file")
     try:
-        for each in settings.deliver.dkim:
-            key = load_key(each.key_file)
+        for index, each in enumerate(settings.deliver.dkim):
+            key = load_key(each.key_file, f"deliver.dkim[{index}].key_file")
             name = SigningKey(each.domain, each.selector, key).dns_name
             text = dns_record(key)
             strings = [text[start : start + 255] for start in range(0, len(text), 255)]  # RFC 1035, 3.3
@@ -302,7 +318,8 @@ def _print_history(history: History) -> None:
     addresses = {each.number: each.address for each in item.recipients}
     for event in history.events:
         who = str(addresses.get(event.recipient, event.recipient)) if event.recipient is not None else ""
-        what = ": ".join(part for part in (who, event.detail) if part)
+        detail = f"until {_moment(item.not_before)}" if event.kind == "held" else event.detail
+        what = ": ".join(part for part in (who, detail) if part)
         click.echo(f"  {_moment(event.at)}  {event.kind:<12} {what}".rstrip())
 
 

@@ -278,9 +278,12 @@ def relaxed_field(name: bytes, value: bytes) -> bytes:
     return name + b":" + b" ".join(filter(None, value.replace(b"\t", b" ").split(b" ")))
 
 
-def load_key(path: Path) -> PrivateKey:
+def load_key(path: Path, setting: str = "") -> PrivateKey:
     """
     Read a private key.
+
+    Args:
+        setting: The key of the settings that names the file, for problems.
 
     Raises:
         ProblemsError: The file cannot be read, or holds no key that can sign.
@@ -294,26 +297,30 @@ def load_key(path: Path) -> PrivateKey:
         with path.open("rb") as file:
             pem = file.read(_MAX_KEY_FILE_OCTETS + 1)
     except FileNotFoundError as error:
-        raise _problem(path, "no file", _MAKE_KEY) from error
+        raise _problem(path, setting, "no file", _MAKE_KEY) from error
     except OSError as error:
-        raise _problem(path, f"a file that cannot be read: {error.strerror or error}") from error
+        raise _problem(path, setting, f"a file that cannot be read: {error.strerror or error}") from error
     if len(pem) > _MAX_KEY_FILE_OCTETS:
-        raise _problem(path, f"a file of more than {_MAX_KEY_FILE_OCTETS} octets")
+        raise _problem(path, setting, f"a file of more than {_MAX_KEY_FILE_OCTETS} octets")
     if b"PRIVATE KEY-----" not in pem:
         found = "a public key" if b"PUBLIC KEY-----" in pem else "no private key in PEM form"
-        raise _problem(path, found, _MAKE_KEY)
+        raise _problem(path, setting, found, _MAKE_KEY)
     try:
         key = load_pem_private_key(pem, password=None)
     except TypeError as error:  # a pass phrase is asked for
-        raise _problem(path, "a key with a pass phrase", "'openssl pkey -in FILE -out NEW' takes it off") from error
+        raise _problem(
+            path, setting, "a key with a pass phrase", "'openssl pkey -in FILE -out NEW' takes it off"
+        ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise _problem(path, "a private key that is damaged or of an unknown kind", _MAKE_KEY) from error
+        raise _problem(path, setting, "a private key that is damaged or of an unknown kind", _MAKE_KEY) from error
     if isinstance(key, Ed25519PrivateKey):
         return key
     if not isinstance(key, RSAPrivateKey):
-        raise _problem(path, f"a key of another kind ({type(key).__name__.removesuffix('PrivateKey')})", _MAKE_KEY)
+        raise _problem(
+            path, setting, f"a key of another kind ({type(key).__name__.removesuffix('PrivateKey')})", _MAKE_KEY
+        )
     if key.key_size < MIN_RSA_BITS:
-        raise _problem(path, f"an RSA key of {key.key_size} bits", _MAKE_KEY)
+        raise _problem(path, setting, f"an RSA key of {key.key_size} bits", _MAKE_KEY)
     return key
 
 
@@ -449,5 +456,5 @@ def _after_comment(value: str, position: int) -> int:
     return position
 
 
-def _problem(path: Path, found: str, hint: str = "") -> ProblemsError:
-    return ProblemsError([Problem(str(path), 0, "", found, _EXPECTED, hint)])
+def _problem(path: Path, setting: str, found: str, hint: str = "") -> ProblemsError:
+    return ProblemsError([Problem(str(path), 0, setting, found, _EXPECTED, hint)])

@@ -60,7 +60,10 @@ class Keys:
         return True
 
     def _signer(self) -> Signer | None:
-        keys = [SigningKey(each.domain, each.selector, load_key(each.key_file)) for each in self._dkim]
+        keys = [
+            SigningKey(each.domain, each.selector, load_key(each.key_file, f"deliver.dkim[{index}].key_file"))
+            for index, each in enumerate(self._dkim)
+        ]
         return Signer(keys) if keys else None
 
     def _look(self) -> Sequence[bytes]:

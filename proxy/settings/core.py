@@ -6,7 +6,7 @@ from typing import Literal
 from attrs import field, frozen
 
 from proxy.settings.metadata import about, seconds
-from proxy.settings.values import Address, Host, Network, Secret
+from proxy.settings.values import Address, Domain, Host, Network, Secret, Selector
 
 Via = Literal["mailbox", "smarthost", "mx"]
 SmarthostTls = Literal["required", "opportunistic", "implicit", "none"]
@@ -39,8 +39,8 @@ class Smarthost:
 class Dkim:
     """A key that signs the mail of a domain."""
 
-    domain: Host = field(metadata=about("The domain of the From address; its subdomains, too."))
-    selector: Host = field(metadata=about("Where the public key is: `SELECTOR._domainkey.DOMAIN`."))
+    domain: Domain = field(metadata=about("The domain of the From address; its subdomains, too."))
+    selector: Selector = field(metadata=about("Where the public key is: `SELECTOR._domainkey.DOMAIN`."))
     key_file: Path = field(metadata=about("The private key, RSA or Ed25519, in PEM form."))
 
 

@@ -100,6 +100,8 @@ Host = Annotated[
     str,
     Form("a host name or an IP address, without a port", lambda text: _is_address(text) or _HOST_NAME.fullmatch(text)),
 ]
+Domain = Annotated[str, Form("a domain name such as example.com", _HOST_NAME.fullmatch)]
+Selector = Annotated[str, Form("a selector such as s1", _HOST_NAME.fullmatch)]
 Address = Annotated[str, Form("an IP address such as 127.0.0.1, 0.0.0.0 or ::1", _is_address)]
 Provider = Annotated[
     str, Form("the name of a provider: lower-case letters, digits, - and _", _PROVIDER.fullmatch, unset="none")

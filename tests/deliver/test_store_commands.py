@@ -182,7 +182,8 @@ def test_report_of_nothing_says_so(filled: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--since", "yesterday"), "'yesterday' does not match the format '%Y-%m-%d'."),
+        (("--since", "yesterday"), "'--since': found 'yesterday'; expected a day such as 2026-11-23"),
+        (("--since", "2026-13-01"), "'--since': found '2026-13-01'; expected a day such as 2026-11-23"),
         (("--json", "--csv"), "give --json or --csv"),
     ],
 )
@@ -283,7 +284,7 @@ def test_show_tells_what_is_held(filled: Path) -> None:
         "  group      Grüße, =1+1\n"
         "  to         dora@example.net: next attempt 2100-01-01 00:00:00Z, 0 made\n"
         "  2026-11-23 10:00:00Z  received     7 octets\n"
-        "  2026-11-23 10:00:00Z  held         2100-01-01T00:00:00+00:00\n",
+        "  2026-11-23 10:00:00Z  held         until 2100-01-01 00:00:00Z\n",
         "",
     )
 

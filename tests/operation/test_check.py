@@ -241,7 +241,7 @@ def test_open_relay_is_refused(tmp_path: Path, auth: str) -> None:
 
 
 def test_without_settings_it_says_what_serve_would_do(tmp_path: Path) -> None:
-    """``serve`` starts with nothing, and makes a token then; so that nobody may send yet is no problem. It makes no file."""
+    """``serve`` makes a token at its first start; that nobody may send yet is no problem, and `check` makes no file."""
     done = run("check", cwd=tmp_path)
     assert done.returncode == 0
     where = f"listening on 127.0.0.1:2525 (starttls); delivering to the mailbox {tmp_path}/var/mailbox"
