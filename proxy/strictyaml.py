@@ -65,6 +65,8 @@ class Mapping:
 
 Node: TypeAlias = Scalar | Sequence | Mapping
 
+_TAB_IN_FRONT = re.compile(r" *\t")
+
 
 def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
     """
@@ -85,7 +87,14 @@ def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         found = " ".join(str(part) for part in (error.problem, error.context) if part)
-        builder.add(mark.line + 1 if mark else 0, "", f"text that is not YAML: {found}".rstrip(": "), "valid YAML")
+        line = text.splitlines()[mark.line : mark.line + 1] if mark else []
+        builder.add(
+            mark.line + 1 if mark else 0,
+            "",
+            f"text that is not YAML: {found}".rstrip(": "),
+            "valid YAML",
+            "indent with blanks; a tab is none" if any(map(_TAB_IN_FRONT.match, line)) else "",
+        )
         return None, builder.problems
     except yaml.YAMLError as error:  # a character YAML forbids (NUL, a lone surrogate): no mark
         builder.add(0, "", f"text that is not YAML: {str(error).splitlines()[0]}", "valid YAML")

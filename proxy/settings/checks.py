@@ -91,6 +91,9 @@ def _route(settings: Settings) -> Iterator[Finding]:
         yield settings.source.problem("relay.host", "nothing", "the platform's SMTP host, for route relay")
     if settings.delivers and settings.relay.host is not None:
         yield _warned(settings, "route", "deliver, so relay.host and all of relay is not used")
+    unused = [key for key in written if key.startswith(("deliver.", "tracking.", "http.public."))]
+    if unused and not settings.delivers:
+        yield _warned(settings, unused[0], "not used on route relay; route: deliver uses it")
 
 
 def _deliver(settings: Settings) -> Iterator[Finding]:
