@@ -52,8 +52,9 @@ def translate_octets(message: bytes, engine: Engine, recipients: Sequence[str] =
     if b"\r\n" not in message:
         output = output.replace(b"\r\n", b"\n")
     explanation = explain(translation)
-    if not len(section) and mended.strip():
-        explanation += "remark     no_header: this does not begin with a header section, so no field was looked at\n"
+    if not len(section):
+        what = "this does not begin with a header section" if mended.strip() else "there is nothing"
+        explanation += f"remark     no_header: {what}, so no field was looked at\n"
     refused = translation.reason if translation.action is Action.REFUSE else ""
     discarded = translation.reason if translation.action is Action.DISCARD else ""
     return Translated(output, explanation, refused, discarded)

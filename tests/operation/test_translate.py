@@ -161,6 +161,15 @@ def test_broken_rules_are_told_and_nothing_is_translated(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("message", "what"), [(b"", "there is nothing"), (b"Hello\n", "this does not begin with a header section")]
+)
+def test_file_that_is_no_message_is_remarked_on(message: bytes, what: str) -> None:
+    """Who names the wrong file is not left with "passed on" alone."""
+    done = run("translate", "--explain", stdin=message)
+    assert f"remark     no_header: {what}, so no field was looked at" in done.stdout.decode().splitlines()
+
+
 BROKEN = {
     "nothing": b"",
     "random octets": random.Random(20261123).randbytes(20_000),  # noqa: S311 - the same on every run
