@@ -5,13 +5,13 @@ import re
 import subprocess
 from pathlib import Path
 
-import dkim as oracle  # type: ignore[import-untyped]
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from proxy.compose.dkim import Signer, SigningKey, load_key
 from tests.operation.program import run
+from tests.support.dkim_oracle import dkimpy
 
 
 def written(path: Path, key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> Path:
@@ -51,7 +51,7 @@ def test_records_verify_what_the_keys_sign(config: Path) -> None:
 
     message = b"From: a@example.com\r\nSubject: hi\r\n\r\nbody\r\n"
     signed = signer.sign(message, datetime.datetime.now(datetime.UTC)) + message
-    assert oracle.verify(signed, dnsfunc=lambda name, timeout=5: published[name.decode()].encode())
+    assert dkimpy.verify(signed, dnsfunc=lambda name, timeout=5: published[name.decode()].encode())
 
 
 def test_without_keys_it_says_what_to_add(tmp_path: Path) -> None:
