@@ -169,6 +169,14 @@ def test_a_token_is_made_where_nobody_else_may_send(newest: Helm) -> None:
 # Ports
 
 
+def test_listeners_without_an_address_are_reached_by_the_service(newest: Helm) -> None:
+    """The program's own default is its loopback, on which a pod would be ready and refuse every connection."""
+    for address in ("0.0.0.0", "::"):  # noqa: S104 - only rendered
+        options = f"listenAddress={address},config.listeners[0].port=587,config.listeners[1].port=465"
+        found = newest.render([CHART / "ci" / "gateway-values.yaml"], f"--set={options}")
+        assert [each["address"] for each in settings_of(found)["listeners"]] == [address, address]
+
+
 @with_pods
 def test_ports_are_the_same_everywhere(newest: Helm, values: Path) -> None:
     """

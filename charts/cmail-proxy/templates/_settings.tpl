@@ -76,6 +76,9 @@ tracking: {secret_file: /etc/cmail-proxy/secrets/tracking-secret}
 {{- define "cmail-proxy.settings" -}}
 {{- $v := .Values -}}
 {{- $settings := mergeOverwrite (include "cmail-proxy.defaults" . | fromYaml) (deepCopy $v.config) -}}
+{{- if ne $v.mode "sidecar" -}}{{/* the proxy's own default is 127.0.0.1, which no Service leads to */}}
+{{- range $settings.listeners -}}{{- if not .address -}}{{- $_ := set . "address" $v.listenAddress -}}{{- end -}}{{- end -}}
+{{- end -}}
 {{- $tokens := list -}}
 {{- if include "cmail-proxy.generatesToken" . -}}
 {{- $tokens = append $tokens (dict "name" "generated" "token_file" "/etc/cmail-proxy/secrets/token") -}}
@@ -156,12 +159,27 @@ checksum/settings: {{ printf "%s\n%s" (include "cmail-proxy.settings" .) (includ
 {{- else if ne $settings.route "deliver" -}}
 {{- $problems = append $problems (printf "config.route: %s keeps no mail; set mode: gateway or mode: sidecar" $settings.route) -}}
 {{- end -}}
+{{- $deliver := $settings.deliver | default dict -}}
+{{- $tracking := $settings.tracking | default dict -}}
+{{- if and (eq $v.mode "core") (eq ($deliver.via | default "mailbox") "smarthost") (not ($deliver.smarthost | default dict).host) -}}
+{{- $problems = append $problems "config.deliver.smarthost.host: nothing; the host that gets everything, for via: smarthost" -}}
+{{- end -}}
+{{- $tracked := or (ne (toString $tracking.opens) "false") (ne (toString $tracking.clicks) "false") -}}
+{{- if and (eq $v.mode "core") (ne ($deliver.via | default "mailbox") "mailbox") $tracked (not $tracking.base_url) -}}
+{{- $problems = append $problems "config.tracking.base_url: nothing, and tracking is on; the URL of the Ingress, or opens: false and clicks: false" -}}
+{{- end -}}
 {{- $ports := list -}}
-{{- range $settings.listeners -}}{{- $ports = append $ports (int (.port | default 2525)) -}}{{- end -}}
+{{- $reached := list -}}
+{{- range $settings.listeners -}}
+{{- $ports = append $ports (int (.port | default 2525)) -}}
+{{- if not (or (hasPrefix "127." (.address | default "")) (eq (.address | default "") "::1")) -}}{{- $reached = append $reached (int (.port | default 2525)) -}}{{- end -}}
+{{- end -}}
 {{- if ne $v.mode "sidecar" -}}
 {{- range include "cmail-proxy.servicePorts" . | fromYamlArray -}}
 {{- if not (has (int .targetPort) $ports) -}}
 {{- $problems = append $problems (printf "service.ports: %s leads to port %d, on which nothing of config.listeners listens; they have %s" .name (int .targetPort) (join ", " $ports)) -}}
+{{- else if not (has (int .targetPort) $reached) -}}
+{{- $problems = append $problems (printf "service.ports: %s leads to port %d, which config.listeners has on the pod's own loopback; leave its address out" .name (int .targetPort)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
