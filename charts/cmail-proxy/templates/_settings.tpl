@@ -164,6 +164,17 @@ checksum/settings: {{ printf "%s\n%s" (include "cmail-proxy.settings" .) (includ
 {{- if and (eq $v.mode "core") (eq ($deliver.via | default "mailbox") "smarthost") (not ($deliver.smarthost | default dict).host) -}}
 {{- $problems = append $problems "config.deliver.smarthost.host: nothing; the host that gets everything, for via: smarthost" -}}
 {{- end -}}
+{{- range $key, $host := dict "relay" $relay.host "deliver.smarthost" ($deliver.smarthost | default dict).host -}}
+{{- if regexMatch "^[^:]+:[0-9]+$" ($host | default "") -}}
+{{- $problems = append $problems (printf "config.%s.host: %s has a port, which belongs into config.%s.port" $key $host $key) -}}
+{{- end -}}
+{{- end -}}
+{{- $providers := ($settings.rules | default dict).providers | default (list "mailgun" "mailjet" "mandrill" "postmark" "sendgrid") -}}
+{{- range $settings.logins -}}
+{{- if not (has (.provider | default "none") (append $providers "none")) -}}
+{{- $problems = append $problems (printf "logins (%s): provider %s is none of config.rules.providers; they are %s" .name .provider (join ", " $providers)) -}}
+{{- end -}}
+{{- end -}}
 {{- $tracked := or (ne (toString $tracking.opens) "false") (ne (toString $tracking.clicks) "false") -}}
 {{- if and (eq $v.mode "core") (ne ($deliver.via | default "mailbox") "mailbox") $tracked (not $tracking.base_url) -}}
 {{- $problems = append $problems "config.tracking.base_url: nothing, and tracking is on; the URL of the Ingress, or opens: false and clicks: false" -}}
