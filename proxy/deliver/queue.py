@@ -311,7 +311,7 @@ class Queue:
             async with AsyncExitStack() as loaded:
                 results = await self._courier.deliver(destination, [each.address for each in recipients], load)
         except DamagedError as error:
-            await self._set_aside(item, str(error))
+            await self._set_aside(item, recipients, str(error))
             return
         except (_NoTurnError, _WithdrawnError):
             pass
@@ -346,8 +346,9 @@ class Queue:
         for notice in told:
             self._watcher.noticed(item, notice.item, notice.event.kind)
 
-    async def _set_aside(self, item: Item, reason: str) -> None:
-        await self._insist(lambda: self._store.set_aside(item.id, reason, self._clock()))
+    async def _set_aside(self, item: Item, recipients: Sequence[Recipient], reason: str) -> None:
+        numbers = [each.number for each in recipients]
+        await self._insist(lambda: self._store.set_aside(item.id, reason, self._clock(), numbers))
         self._watcher.set_aside(item, reason)
 
     async def _insist(self, write: Callable[[], Awaitable[_T]]) -> _T:

@@ -334,7 +334,7 @@ def set_aside(config: Path, message_id: str) -> None:
 
     async def work() -> None:
         store = SqliteStore(config.parent / "var" / "spool")
-        await store.set_aside(message_id, "its content is gone", DAY_2)
+        await store.set_aside(message_id, "its content is gone", DAY_2, [0])
         await store.close()
 
     asyncio.run(work())
