@@ -883,16 +883,19 @@ def _moment(at: float) -> str:
 
 def _recipients(connection: sqlite3.Connection, message_id: str, *, pending: bool) -> list[Recipient]:
     rows = connection.execute(
-        "SELECT message_id, number, address, destination, state, attempts, next_attempt_at, reply, remote_host "  # noqa: S608
-        f"FROM recipient WHERE message_id = ? {'AND state = ?' if pending else ''} ORDER BY number",
+        "SELECT message_id, number, address, destination, state, attempts, next_attempt_at, reply, remote_host, "  # noqa: S608
+        f"owner <> '' FROM recipient WHERE message_id = ? {'AND state = ?' if pending else ''} ORDER BY number",
         (message_id, "pending") if pending else (message_id,),
     )
     return [_recipient(row) for row in rows]
 
 
 def _recipient(row: tuple[Any, ...]) -> Recipient:
-    _, number, address, destination, state, attempts, next_attempt_at, reply, remote_host = row
-    return Recipient(number, address, destination, State(state), attempts, next_attempt_at, reply, remote_host)
+    _, number, address, destination, state, *rest = row
+    attempts, next_attempt_at, reply, remote_host, *leased = rest
+    return Recipient(
+        number, address, destination, State(state), attempts, next_attempt_at, reply, remote_host, any(leased)
+    )
 
 
 def _item(row: tuple[Any, ...] | None, recipients: Iterable[Recipient]) -> Item:
