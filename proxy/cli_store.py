@@ -90,10 +90,10 @@ def queue_retry(config: Path | None, message_id: str, everything: bool) -> None:
     """
     Attempt a message at once.
 
-    A running proxy does it within a second; with --all it does so for all messages that wait. A destination that was
-    out of order a moment ago is given its pause first: 15 seconds, and longer each time, up to 20 minutes; a restart
-    ends all pauses. A message that was set aside is put back where it is named, not by --all: once what was damaged is
-    mended, its content from a backup say.
+    A running proxy does it within a second; with --all it does so for all messages that wait. Where their destination
+    was out of order a moment ago, it does so when that pause is over, within a quarter of an hour; a restart ends it.
+    A message that was set aside is put back where it is named, not by --all: once what was damaged is mended, its
+    content from a backup say.
     """
     if bool(message_id) == everything:
         raise click.UsageError("give the ID of a message, or --all")
@@ -331,7 +331,10 @@ def _waits(recipient: Recipient) -> str:
     if recipient.state is not State.PENDING:
         return " ".join(part for part in (recipient.state.value, recipient.reply) if part)
     at = recipient.next_attempt_at
-    text = f"{f'next attempt {_moment(at)}' if at < _NEVER else 'no attempt'}, {recipient.attempts} made"
+    if recipient.leased:
+        text = f"attempt {recipient.attempts} begun, or in line for it"
+    else:
+        text = f"{f'next attempt {_moment(at)}' if at < _NEVER else 'no attempt'}, {recipient.attempts} made"
     return f"{text}; {recipient.reply}" if recipient.reply else text
 
 

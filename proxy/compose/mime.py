@@ -44,7 +44,8 @@ class Part:
         body: Where its body begins, behind the blank line.
         end: Where its body ends; the line end before a boundary line belongs to that line.
         section: Its header fields.
-        kind: Media type and subtype in lower case, ``text/plain`` where none is given.
+        kind: Media type and subtype in lower case. Where none is given, ``text/plain``; in a digest ``message/rfc822``
+            (RFC 2046, 5.1.5).
         parameters: Of its Content-Type, names in lower case.
         delimiter: Where the boundary line before it begins, line end not included; -1 for the message.
     """
@@ -189,7 +190,8 @@ def _part(content: bytes, start: int, parent: Part | None, delimiter: int) -> Pa
         head = content[start : len(content) if blank_line < 0 else blank_line + 4]
     is_too_long = parent is not None and len(head) > _MAX_HEADER_OCTETS
     section = HeaderSection.split(b"" if is_too_long else head)
-    part = Part(start, start + len(head), section, "text/plain", {}, parent, delimiter)
+    default = "message/rfc822" if parent is not None and parent.kind == "multipart/digest" else "text/plain"
+    part = Part(start, start + len(head), section, default, {}, parent, delimiter)
     if is_too_long or len(head) - section.end > 2:
         part.kind = ""
         return part

@@ -34,8 +34,9 @@ class Keys:
     def __init__(self, settings: Settings) -> None:
         self._tracking = tracking_keys(settings)
         self._dkim = settings.deliver.dkim
+        load_or_create_secret(self._tracking)
+        self._seen = self._look()  # before they are read for good: a change behind that is seen by the next look
         self.tokens: TokenKeys = load_or_create_secret(self._tracking)
-        self._seen = self._look()
         self.signer = self._signer()
 
     def reload(self) -> bool:

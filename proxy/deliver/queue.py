@@ -291,13 +291,11 @@ class Queue:
 
     async def _attempt(self, item: Item, destination: str, recipients: Sequence[Recipient], content: bytes) -> None:
         """Attempt a message for its recipients at one destination, and write what came of it."""
-        give_back_at = asyncio.get_running_loop().time() + _WAIT_SECONDS
 
         async def load() -> Mail:
             nonlocal content
             await loaded.enter_async_context(self._memory.of(item.size_octets))
-            if asyncio.get_running_loop().time() > give_back_at:
-                raise _NoTurnError
+            waiting.reschedule(None)
             content = content or await self._store.content(item.id)
             left = self._left(item, recipients)
             if not left:
@@ -307,17 +305,20 @@ class Queue:
 
         results: dict[str, Result] = {}
         otherwise = outcome.held(None, "there was no turn for it")
+        # It leaves the line by itself: a turn that came too late would be lost to those behind, who came as late then.
+        waiting = asyncio.timeout(_WAIT_SECONDS)
         try:
-            async with AsyncExitStack() as loaded:
+            async with waiting, AsyncExitStack() as loaded:
                 results = await self._courier.deliver(destination, [each.address for each in recipients], load)
         except DamagedError as error:
-            await self._set_aside(item, str(error))
+            await self._set_aside(item, recipients, str(error))
             return
-        except (_NoTurnError, _WithdrawnError):
+        except _WithdrawnError:
             pass
         except Exception as error:  # the store, or a slip of ours: an attempt that failed, so that it ends some day
-            self._watcher.trouble(error)
-            otherwise = _own_trouble(error)
+            if not waiting.expired():
+                self._watcher.trouble(error)
+                otherwise = _own_trouble(error)
         left = self._left(item, recipients)
         if left:
             await self._write(item, content, [(each, results.get(each.address, otherwise)) for each in left])
@@ -346,8 +347,9 @@ class Queue:
         for notice in told:
             self._watcher.noticed(item, notice.item, notice.event.kind)
 
-    async def _set_aside(self, item: Item, reason: str) -> None:
-        await self._insist(lambda: self._store.set_aside(item.id, reason, self._clock()))
+    async def _set_aside(self, item: Item, recipients: Sequence[Recipient], reason: str) -> None:
+        numbers = [each.number for each in recipients]
+        await self._insist(lambda: self._store.set_aside(item.id, reason, self._clock(), numbers))
         self._watcher.set_aside(item, reason)
 
     async def _insist(self, write: Callable[[], Awaitable[_T]]) -> _T:
@@ -445,10 +447,6 @@ def _own_trouble(error: Exception) -> Result:
     """A failure here, not at the destination. RFC 3463, X.3.0."""
     reason = str(error) if isinstance(error, StoreError) else f"internal error ({type(error).__name__})"
     return Result(Outcome.DEFERRED, Scope.MESSAGE, Stage.STORE, None, "4.3.0", printable(reason))
-
-
-class _NoTurnError(Exception):
-    """It had no turn for too long."""
 
 
 class _WithdrawnError(Exception):

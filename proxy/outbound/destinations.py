@@ -424,12 +424,16 @@ class Destinations:
             self._wake(session)
             if not destination.idle:
                 self._resting.pop(destination.key, None)
-            if session.usable:
-                more = _keys_of(session) - place.keys  # it may be with another host than the first of the route
-                self._places.take(more)
-                place.keys |= more
-                return session
-            session.connection.close()
+            if not session.usable:
+                session.connection.close()
+                continue
+            more = _keys_of(session) - place.keys  # it may be with another host than the first of the route
+            if self._places.full(more):  # somebody has its place, and has not come to close it yet
+                session.connection.quit()
+                continue
+            self._places.take(more)
+            place.keys |= more
+            return session
         return None
 
     def _wake(self, session: Session) -> None:

@@ -84,6 +84,8 @@ class Recipient:
         destination: What is connected to for it: a domain, or the one name of a smarthost or mailbox.
         attempts: Begun so far.
         reply: What the last attempt brought: reply code, enhanced status code and text, or why there was none.
+        leased: Whether somebody attempts it, or has it in line for that; ``next_attempt_at`` is for the case that
+            nothing is heard of that any more.
     """
 
     number: int
@@ -94,6 +96,7 @@ class Recipient:
     next_attempt_at: float = 0.0
     reply: str = ""
     remote_host: str = ""
+    leased: bool = False
 
 
 @frozen

@@ -6,6 +6,7 @@ is a new step.
 """
 
 import sqlite3
+from collections.abc import Iterator
 
 from proxy.spool.store import StoreError
 
@@ -100,8 +101,26 @@ def prepare(connection: sqlite3.Connection) -> None:
     Raises:
         StoreError: The file was written by a later version of the program.
     """
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    while (version := _version(connection)) < VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        if _version(connection) == version:  # else another process was first: a command beside a start, say
+            for statement in _statements(f"{_STEPS[version]} PRAGMA user_version = {version + 1};"):
+                connection.execute(statement)
+        connection.execute("COMMIT")
     if version > VERSION:
         raise StoreError(f"the store has format {version}, and this program knows formats up to {VERSION}: update it")
-    for number in range(version, VERSION):
-        connection.executescript(f"BEGIN IMMEDIATE; {_STEPS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Give its statements; ``executescript`` would run them outside of the transaction."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

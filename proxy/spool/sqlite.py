@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import attrs
@@ -94,7 +95,7 @@ class SqliteStore:
                     _sync_folder(each)
         connection = sqlite3.connect(self._folder / DATABASE_FILE, isolation_level=None)
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_log(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
@@ -200,8 +201,8 @@ class SqliteStore:
             told_of.append(told)
         return told_of
 
-    async def set_aside(self, message_id: str, reason: str, now: float) -> None:
-        await self._writer.do(lambda connection: _set_aside(connection, message_id, reason, now))
+    async def set_aside(self, message_id: str, reason: str, now: float, numbers: Collection[int]) -> None:
+        await self._writer.do(lambda connection: _set_aside(connection, message_id, reason, now, numbers))
 
     async def remove(self, message_id: str, reason: str, now: float) -> Removal:
         return await self._writer.do(lambda connection: _remove(connection, message_id, reason, now))
@@ -413,9 +414,10 @@ class SqliteStore:
                     (owner,),
                 ).fetchall()
                 changed += connection.execute(
-                    "UPDATE recipient SET next_attempt_at = min(next_attempt_at, ?), owner = '' "
-                    "WHERE owner = ? AND owner <> '' AND state = 'pending'",
-                    (now, owner),
+                    "UPDATE recipient SET owner = '', next_attempt_at = CASE "
+                    "WHEN (SELECT set_aside FROM message WHERE id = message_id) IS NULL THEN min(next_attempt_at, ?) "
+                    "ELSE ? END WHERE owner = ? AND owner <> '' AND state = 'pending'",
+                    (now, _NEVER, owner),
                 ).rowcount
                 connection.execute("UPDATE recipient SET owner = '' WHERE owner = ? AND owner <> ''", (owner,))
                 for (destination,) in rows:
@@ -515,6 +517,20 @@ def _intact(content: bytes, digest: bytes) -> bytes:
     return content
 
 
+def _use_log(connection: sqlite3.Connection) -> None:
+    """Switch to WAL, which SQLite does not wait for where another process does the same at this moment."""
+    until = monotonic() + _BUSY_MILLISECONDS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > until:
+                raise
+            sleep(0.01)
+        else:
+            return
+
+
 # Work on the database, each within a transaction of the writer
 
 
@@ -553,11 +569,14 @@ def _suppress(connection: sqlite3.Connection, entry: Suppression) -> None:
     )
 
 
-def _set_aside(connection: sqlite3.Connection, message_id: str, reason: str, now: float) -> None:
+def _set_aside(
+    connection: sqlite3.Connection, message_id: str, reason: str, now: float, numbers: Collection[int]
+) -> None:
     connection.execute("UPDATE message SET set_aside = ? WHERE id = ?", (reason, message_id))
     connection.execute(
-        "UPDATE recipient SET next_attempt_at = ?, owner = '' WHERE message_id = ? AND state = 'pending'",
-        (_NEVER, message_id),
+        "UPDATE recipient SET next_attempt_at = ?, owner = '' WHERE message_id = ? AND state = 'pending' "
+        "AND (owner = '' OR number IN (SELECT value FROM json_each(?)))",
+        (_NEVER, message_id, json.dumps(list(numbers))),
     )
     _write_event(connection, message_id, Event(now, "set_aside", None, reason))
 
@@ -747,7 +766,7 @@ def _leased(connection: sqlite3.Connection, taken: Iterable[tuple[Any, ...]], no
         try:
             leased.append(Leased(_item(found, recipients)))
         except DamagedError as error:
-            _set_aside(connection, message_id, str(error), now)
+            _set_aside(connection, message_id, str(error), now, [each.number for each in recipients])
     return leased
 
 
@@ -870,16 +889,19 @@ def _moment(at: float) -> str:
 
 def _recipients(connection: sqlite3.Connection, message_id: str, *, pending: bool) -> list[Recipient]:
     rows = connection.execute(
-        "SELECT message_id, number, address, destination, state, attempts, next_attempt_at, reply, remote_host "  # noqa: S608
-        f"FROM recipient WHERE message_id = ? {'AND state = ?' if pending else ''} ORDER BY number",
+        "SELECT message_id, number, address, destination, state, attempts, next_attempt_at, reply, remote_host, "  # noqa: S608
+        f"owner <> '' FROM recipient WHERE message_id = ? {'AND state = ?' if pending else ''} ORDER BY number",
         (message_id, "pending") if pending else (message_id,),
     )
     return [_recipient(row) for row in rows]
 
 
 def _recipient(row: tuple[Any, ...]) -> Recipient:
-    _, number, address, destination, state, attempts, next_attempt_at, reply, remote_host = row
-    return Recipient(number, address, destination, State(state), attempts, next_attempt_at, reply, remote_host)
+    _, number, address, destination, state, *rest = row
+    attempts, next_attempt_at, reply, remote_host, *leased = rest
+    return Recipient(
+        number, address, destination, State(state), attempts, next_attempt_at, reply, remote_host, any(leased)
+    )
 
 
 def _item(row: tuple[Any, ...] | None, recipients: Iterable[Recipient]) -> Item:

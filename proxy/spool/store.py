@@ -146,8 +146,14 @@ class Store(Protocol):
             The notices that were kept.
         """
 
-    async def set_aside(self, message_id: str, reason: str, now: float) -> None:
-        """Take a damaged message out of the queue; it stays visible, and what is left of it stays where it is."""
+    async def set_aside(self, message_id: str, reason: str, now: float, numbers: Collection[int]) -> None:
+        """
+        Take a damaged message out of the queue; it stays visible, and what is left of it stays where it is.
+
+        Args:
+            numbers: The recipients whose attempts found it out, and are over. Others that are leased may be on the
+                wire: their leases go on, so that they are not attempted twice where the message is put back meanwhile.
+        """
 
     async def remove(self, message_id: str, reason: str, now: float) -> Removal:
         """

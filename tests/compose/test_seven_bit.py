@@ -45,6 +45,7 @@ def leaves(message: Message) -> list[tuple[str, bytes]]:
         multipart("alternative", TEXT, HTML, parameters=EIGHT),
         multipart("mixed", multipart("related", HTML, IMAGE, boundary="r", parameters=EIGHT), PLAIN, boundary="outer"),
         multipart("mixed", b"Content-Type: message/rfc822\r\n\r\n" + multipart("mixed", TEXT, boundary="i"), PLAIN),
+        multipart("digest", b"\r\nSubject: inner\r\n" + TEXT, b"Content-ID: <2@x>\r\n\r\nSubject: inner\r\n" + HTML),
     ],
 )  # fmt: skip
 def test_parts_say_the_same_in_ascii(body: bytes) -> None:

@@ -5,13 +5,14 @@ from email import message_from_bytes
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 from attrs import evolve
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from proxy.compose.dkim import dns_record
-from proxy.compose.tokens import rotate_secret
+from proxy.compose.tokens import TokenKeys, load_or_create_secret, rotate_secret
 from proxy.deliver.keys import Keys
 from proxy.settings import load
 from tests.deliver.plant import IMPATIENT, Plant
@@ -109,3 +110,21 @@ def test_key_of_another_kind_may_follow(tmp_path: Path) -> None:
     assert keys.reload()
     assert keys.signer is not before
     assert not keys.reload()
+
+
+def test_key_that_is_rotated_during_the_start_is_not_overlooked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in force and what was looked at last must not differ: nothing would tell them apart any more."""
+
+    def rotated_at_that_moment(path: Path) -> TokenKeys:
+        keys = load_or_create_secret(path)
+        if keys.current == 1:
+            rotate_secret(path)
+        return keys
+
+    monkeypatch.setattr("proxy.deliver.keys.load_or_create_secret", rotated_at_that_moment)
+    settings = load(write_settings(tmp_path / "settings.yaml", {}), {})
+    keys = Keys(evolve(settings, data_dir=tmp_path))
+    keys.reload()
+    assert keys.tokens.current == 2

@@ -300,6 +300,28 @@ async def test_what_was_not_tried_keeps_its_attempts_and_its_place(tmp_path: Pat
         assert [event.kind for event in history.events] == ["received", "delivered"]
 
 
+async def test_what_has_no_turn_for_long_is_given_back_before_one_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the turn would be lost; where they come slowly, all behind it would have waited for too long as well."""
+    monkeypatch.setattr(module, "_WAIT_SECONDS", 0.05)
+    async with rig(tmp_path, lambda _name: DELIVERED) as here:
+        here.courier.turn.clear()
+        await here.add("m1", "a.example")
+        await until(lambda: here.courier.tried["a.example"] == 3)
+        here.courier.on_the_wire.clear()
+        here.courier.turn.set()
+        await until(lambda: here.courier.sent)
+        await asyncio.sleep(0.1)  # an attempt that has begun may take longer than that
+        here.courier.on_the_wire.set()
+        await until(lambda: here.watcher.outcomes["delivered"] == 1)
+        history = await here.history("m1")
+        assert history.item.recipients[0].attempts == 1
+        assert [event.kind for event in history.events] == ["received", "delivered"]
+        assert here.courier.sent == [["r0@a.example"]]
+        assert not here.watcher.troubles
+
+
 async def test_destination_that_hangs_leaves_places_to_the_others(tmp_path: Path) -> None:
     """However much there is for it, and however long it takes: it has its share of places, and no more."""
     async with rig(tmp_path, lambda name: None if name == "slow.example" else DELIVERED) as here:

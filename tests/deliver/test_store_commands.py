@@ -225,6 +225,7 @@ def test_queue_list_as_json(filled: Path) -> None:
             "next_attempt_at": DAY_2 + 3600,
             "reply": FULL,
             "remote_host": "",
+            "leased": False,
         }
     ]
     assert command(filled, "queue", "list", "--limit", "0")[0] == 2
@@ -335,7 +336,7 @@ def set_aside(config: Path, message_id: str) -> None:
 
     async def work() -> None:
         store = SqliteStore(config.parent / "var" / "spool")
-        await store.set_aside(message_id, "its content is gone", DAY_2)
+        await store.set_aside(message_id, "its content is gone", DAY_2, [0])
         await store.close()
 
     asyncio.run(work())
@@ -361,6 +362,20 @@ def test_message_that_was_set_aside_is_shown_and_put_back(own: Path) -> None:
     set_aside(own, "aaaa3.1")
     assert command(own, "queue", "remove", "aaaa3.1") == (0, "removed: 1 recipient\n", "")
     assert command(own, "queue", "list")[2] == "1 message\n"
+
+
+def test_what_is_being_attempted_is_not_shown_as_waiting_for_hours(own: Path) -> None:
+    """The time of the next attempt is then the end of a lease, which means nothing to anybody."""
+
+    async def list_while_leased() -> tuple[int, str, str]:
+        store = SqliteStore(own.parent / "var" / "spool")
+        await store.lease(DAY_2 + 7200, DAY_2 + 14400, 10)
+        shown = await asyncio.to_thread(command, own, "queue", "list", "--limit", "1")
+        await store.close()
+        return shown
+
+    lines = asyncio.run(list_while_leased())[1].splitlines()
+    assert lines[1] == f"    bob@example.net  attempt 2 begun, or in line for it; {FULL}"
 
 
 # suppression

@@ -46,7 +46,7 @@ WORTH_SAYING = {
     "message show": "Show one message with its timeline",
     "queue list": "List messages that wait, oldest first.",
     "queue show": "Show one message with its timeline",
-    "queue retry": "A destination that was out of order a moment ago is given its pause first",
+    "queue retry": "Where their destination was out of order a moment ago, it does so when that pause is over",
     "queue remove": "Give a message up.",
     "report": "Show what became of messages, by group.",
     "send-test": "Exit code 0 when the message was answered 250, with --discard when it was discarded; else 1.",

@@ -205,6 +205,33 @@ async def test_connection_at_rest_counts_at_its_own_host() -> None:
     assert where._places._resting == {"mx1.example": 1, "192.0.2.1": 1}
 
 
+async def test_connection_at_rest_is_not_used_where_somebody_has_its_place() -> None:
+    """Equal hosts come in any order, so one may be taken up while another message is about to connect there."""
+    world = World()
+    where = world.destinations(per_host=1)
+    one, two = Host("mx1.example", ("192.0.2.1",)), Host("mx2.example", ("192.0.2.2",))
+    world.hosts["a.example"] = world.hosts["b.example"] = (two,)
+    await world.send(where, "a.example")
+    world.hosts["a.example"] = (one, two)
+    may_load = asyncio.Event()
+
+    async def load() -> Mail:
+        await may_load.wait()
+        return await world.load("b.example")
+
+    loading = asyncio.ensure_future(where.deliver("b.example", ["a@b.example"], load))
+    await spin()
+    world.gate.clear()
+    tasks = world.start(where, "a.example")
+    await spin()
+    may_load.set()
+    await spin()
+    assert sorted(each.host for each in world.sessions if not each.connection.lost) == ["mx1.example", "mx2.example"]
+    world.gate.set()
+    assert await settled(tasks) == [Outcome.DELIVERED]
+    assert (await loading)["a@b.example"].outcome is Outcome.DELIVERED
+
+
 async def test_connections_at_rest_are_forgotten_with_all_that_is_known_of_them() -> None:
     """However one ends, at rest or in use, nothing of it is counted at its host any more."""
     world = World()

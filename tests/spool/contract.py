@@ -158,7 +158,7 @@ async def test_what_is_too_old_is_taken_before_it_is_due(store: Store) -> None:
     await store.add(item("later", *recipients("dead.example"), **old, not_before=T0 - 999), b"content", 0)
     await store.add(item("leased", *recipients("dead.example"), **old), b"content", T0 + 60)
     await store.add(item("aside", *recipients("dead.example"), **old), b"content", 0)
-    await store.set_aside("aside", "damaged", T0)
+    await store.set_aside("aside", "damaged", T0, [0])
     await store.lease(T0, T0 + 60, 3, {"other.example"})
     await store.settle([deferred(name, T0 + 500) for name in ("old", "older", "new", "later")], T0)
     taken = [await store.overdue(T0 + 1, T0 + 60, 1, ["dead.example", "no.example"], T0 - 1000) for _ in range(3)]
@@ -209,7 +209,7 @@ async def test_damaged_message_is_set_aside_and_seen(store: Store) -> None:
     """It is attempted no more, and not forgotten: it stands in the queue's depth and in its own history."""
     await store.add(item(), b"content", 0)
     await store.lease(T0, T0 + 60, 10)
-    await store.set_aside("m1", "its content is not what was kept", T0)
+    await store.set_aside("m1", "its content is not what was kept", T0, [0])
     assert await store.release(T0) == 0
     assert await store.lease(T0 + 1e6, T0 + 2e6, 10) == []
     depth = await store.depth()
@@ -223,7 +223,7 @@ async def test_message_that_was_set_aside_is_listed_and_put_back(store: Store) -
     """By its name alone; the reason is seen as long as it holds, and nothing of it was lost."""
     await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0)
     await store.settle([delivered("m1", 0)], T0)
-    await store.set_aside("m1", "its content is gone", T0)
+    await store.set_aside("m1", "its content is gone", T0, [1])
     assert [(each.id, each.set_aside) for each in await store.queue(10)] == [("m1", "its content is gone")]
     assert await store.retry(None, T0 + 1) == 0
     assert await store.lease(T0 + 1, T0 + 60, 10) == []
@@ -239,7 +239,7 @@ async def test_message_that_was_set_aside_is_listed_and_put_back(store: Store) -
 async def test_message_that_was_set_aside_and_removed_is_over(store: Store) -> None:
     """It waits no more, and is counted no more."""
     await store.add(item("m1"), b"content", 0)
-    await store.set_aside("m1", "its content is gone", T0)
+    await store.set_aside("m1", "its content is gone", T0, [0])
     assert await store.remove("m1", "by hand", T0) == Removal(1, 0)
     assert (await store.depth()).set_aside == 0
     assert await store.queue(10) == []
@@ -465,11 +465,42 @@ async def test_delay_is_told_once(store: Store) -> None:
     assert await store.history("n2") is None
 
 
+async def test_what_was_on_the_wire_when_a_message_was_set_aside_is_not_sent_twice(
+    store: Store, beside: Beside
+) -> None:
+    """Put back meanwhile, it is due again but for who may be getting it at this moment."""
+    await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    await store.set_aside("m1", "its content is gone", T0, [1])
+    await store.retry("m1", T0 + 1)
+    other = await beside()
+    (leased,) = await other.lease(T0 + 1, T0 + 60, 10)
+    assert [each.number for each in leased.item.recipients] == [1]
+    await store.settle([deferred("m1", T0 + 5, 0)], T0 + 2)
+    (leased,) = await other.lease(T0 + 5, T0 + 60, 10)
+    assert [each.number for each in leased.item.recipients] == [0]
+
+
+async def test_what_was_on_the_wire_when_a_message_was_set_aside_stays_so_after_a_crash(
+    store: Store, reopen: Reopen
+) -> None:
+    """Nobody has it any more, and it is as damaged as the rest."""
+    await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    await store.set_aside("m1", "its content is gone", T0, [1])
+    after = await reopen()
+    await after.release(T0 + 1)
+    assert await after.lease(T0 + 1e6, T0 + 2e6, 10) == []
+    assert await after.retry("m1", T0 + 2) == 2
+    (leased,) = await after.lease(T0 + 2, T0 + 60, 10)
+    assert [each.number for each in leased.item.recipients] == [0, 1]
+
+
 async def test_message_that_was_set_aside_is_not_due_again(store: Store) -> None:
     """Whatever an attempt for another of its recipients brings, which was under way."""
     await store.add(item("m1", *recipients("a.example", "b.example")), b"content", 0)
     await store.lease(T0, T0 + 60, 10)
-    await store.set_aside("m1", "its content is not what was kept", T0)
+    await store.set_aside("m1", "its content is not what was kept", T0, [0])
     await store.settle([deferred("m1", T0 + 5, 1)], T0)
     assert await store.lease(T0 + 1e6, T0 + 2e6, 10) == []
     assert (await store.depth()).pending == 0

@@ -198,6 +198,47 @@ async def test_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path) 
     connection.close()
 
 
+@pytest.mark.parametrize("version", range(schema.VERSION))
+def test_two_that_bring_a_store_up_to_date_at_once_both_can_use_it(tmp_path: Path, version: int) -> None:
+    """A command beside the first start behind an update, or the very first: whoever comes second finds it done."""
+    first, second = [sqlite3.connect(tmp_path / "spool.db", isolation_level=None) for _ in range(2)]
+    first.executescript(f"{''.join(schema._STEPS[:version])} PRAGMA user_version = {version};")
+    begun: list[str] = []
+
+    def overtake(statement: str) -> None:
+        if statement.startswith("BEGIN") and not begun:
+            begun.append(statement)
+            schema.prepare(second)
+
+    first.set_trace_callback(overtake)
+    schema.prepare(first)
+    assert begun
+    for connection in (first, second):
+        assert connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+        connection.execute("SELECT count(*) FROM message")
+        connection.close()
+
+
+def test_store_that_another_process_switches_to_its_log_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite gives up at once there, whatever it was told about waiting."""
+    other = sqlite3.connect(tmp_path / "spool.db", isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE other (x)")
+    other.execute("BEGIN IMMEDIATE")
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        other.execute("COMMIT")
+
+    monkeypatch.setattr("proxy.spool.sqlite.sleep", sleep)
+    store = SqliteStore(tmp_path)
+    other.close()
+    assert waited
+    asyncio.run(store.close())
+
+
 async def test_adds_that_come_together_are_synced_together(store: SqliteStore) -> None:
     """A commit costs a sync whatever is in it, so what came during the last one shares the next."""
     commits: list[int] = []
