@@ -37,8 +37,8 @@ def decode(encoded: bytes, encoding: str) -> bytes:
         The octets it stands for.
 
     Raises:
-        ValueError: Base64 that is not, or more of it behind its padding: some readers stop there, and so does the codec,
-            so the rest would be lost in what is encoded anew.
+        ValueError: Base64 that is not, or more of it behind its padding: the codec stops there, as some readers do, so
+            the rest would be lost in what is encoded anew.
     """
     if encoding == "base64":
         padding = encoded.find(b"=")

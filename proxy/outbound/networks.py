@@ -15,8 +15,8 @@ from functools import lru_cache
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Special-purpose registries that ipaddress knows in full only since 3.11.10 and 3.12.4: IETF protocol assignments, where
-# a cloud has its metadata service, and documentation.
+# What ipaddress knows of the registries depends on its version, and before 3.11.10 it lacks most of the first of these:
+# IETF protocol assignments, where a cloud has its metadata service, and documentation (RFC 9637).
 _SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv6Network("3fff::/20"))
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in its last 32 bits
 
