@@ -233,10 +233,10 @@ def test_large_message_without_a_place_for_it_hears_a_reply(tmp_path: Path) -> N
     with Plant(tmp_path, {"via": "mailbox", "mailbox": str(tmp_path / "mailbox")}) as plant:
         spool = plant.data / "spool"
         spool.rename(plant.data / "away")
-        code, text = plant.try_to_send(body=LARGE * 4000)
+        code, text = plant.try_to_send(body=LARGE * 20_000)
         assert (code, text[:5]) == (451, "4.3.0")
         (plant.data / "away").rename(spool)
-        plant.settled(plant.send(body=LARGE * 4000), "received", "delivered")
+        plant.settled(plant.send(body=LARGE * 20_000), "received", "delivered")
 
 
 @contextmanager
