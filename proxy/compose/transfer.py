@@ -87,8 +87,9 @@ def codec(charset: str | None, octets: bytes) -> str | None:
     if octets.startswith(_UTF16_MARKS):
         return None
     if charset is None and (meta := _META.search(octets, 0, _META_OCTETS)) is not None:
-        charset = meta[1].decode("ascii")
-        charset = "utf-8" if charset.lower().startswith("utf-16") else charset  # as it could be read, it is not UTF-16
+        named = meta[1].decode("ascii")
+        # Browsers pass over names they do not know, and over UTF-16: it was read as ASCII just now.
+        charset = named if encoded_words.codec(named) not in {None, *_NOT_ASCII_BASED} else None
     if charset is None or charset.lower() in ("us-ascii", "ascii", "utf-8", "utf8"):
         # Octets that should not be there: what is no UTF-8 is read as browsers read it.
         try:
