@@ -423,8 +423,9 @@ def _field(key: _Prepared, tail: str, covered: bytes) -> bytes:
 def _addresses(value: str) -> list[str]:
     """The parts of an address list that hold an ``@``, without display names and comments."""
     addresses: list[str] = []
-    bare = ""
-    angle: str | None = None
+    # Pieces, and joined at the end of an address only: a field of angle brackets would be copied once for each.
+    bare: list[str] = []
+    angle: list[str] | None = None
     closed = False
     position = 0
     while match := _TOKEN.match(value, position):
@@ -432,19 +433,20 @@ def _addresses(value: str) -> list[str]:
         position = match.end()
         if angle is not None and not closed:
             closed = word == ">"
-            angle += "" if closed else word
+            if not closed:
+                angle.append(word)
         elif word == "(":
             position = _after_comment(value, position)
         elif word == "<":
-            angle, closed = "", False
+            angle, closed = [], False
         elif word in ",;":
-            addresses.append(bare if angle is None else angle)
-            bare, angle = "", None
+            addresses.append("".join(bare if angle is None else angle))
+            bare, angle = [], None
         elif word == ":":  # what stood before it is the name of a group
-            bare = ""
+            bare = []
         else:
-            bare += word
-    addresses.append(bare if angle is None else angle)
+            bare.append(word)
+    addresses.append("".join(bare if angle is None else angle))
     return [address for address in addresses if "@" in address]
 
 

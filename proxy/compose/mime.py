@@ -21,8 +21,10 @@ _MAX_ALL_HEADER_OCTETS = 1024 * 1024
 _MAX_DASHED_LINES = 20_000
 
 _TYPE = re.compile(r"[ \t]*+([!#$%&'*+\-.^`{|}~\w]++)/([!#$%&'*+\-.^`{|}~\w]++)", re.ASCII)
+# Not from within a run of blanks and semicolons: the search would read the run anew from each octet of it.
 _PARAMETER = re.compile(
-    r"[ \t]*+;[ \t;]*+([!#$%&'*+\-.^`{|}~\w]++)[ \t]*+=[ \t]*+(?:\"((?:[^\"\\]|\\.)*+)\"|([^ \t;\"]++))", re.ASCII
+    r"(?<![ \t;])[ \t]*+;[ \t;]*+([!#$%&'*+\-.^`{|}~\w]++)[ \t]*+=[ \t]*+(?:\"((?:[^\"\\]|\\.)*+)\"|([^ \t;\"]++))",
+    re.ASCII,
 )
 _ESCAPE = re.compile(r"\\(.)")
 _CLOSED_TYPES = frozenset(["multipart/signed", "multipart/encrypted"])

@@ -33,6 +33,7 @@ _LONE_BULLET = re.compile(r"^([ ]*+(?:\*|\d{1,9}\.))[ ]*+\n\s*+(?=\S)", re.MULTI
 _LAST_BLANKS = re.compile(r"(?<=\S)[ \t]++$|^[ \t]++$", re.MULTILINE)
 _STRAY_BLANK = re.compile(r"^ (?=\S)", re.MULTILINE)  # a lone one is no indentation
 _EMPTY_LINES = re.compile(r"\n{3,}")
+_NOT_READ = re.compile(r"^[\x00-\x20]++|[\x00-\x20]++$|[\t\n\r]++")  # in an address (WHATWG URL, 4.4)
 _SCHEME = re.compile(r"^(?:https?://(?:www\.)?|mailto:|tel:|sms:)", re.IGNORECASE)
 
 
@@ -58,6 +59,8 @@ def render(html: str) -> str:
     for link in document.select("a"):
         if not _is_telling(link):
             link.unwrap()
+        elif (address := link.attr("href")) and (read := _NOT_READ.sub("", address)) != address:
+            link.attrs["href"] = read
     return _tidy(document.to_text(_LAYOUT))
 
 

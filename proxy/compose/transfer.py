@@ -18,6 +18,11 @@ _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 # ISO-2022-JP writes two ASCII octets for one character between these escape sequences.
 _ESCAPED = re.compile(rb"\x1b\$[@B][^\x1b]*+(?:\x1b\([BJ]|\x1b\Z|\Z)?")
 _NOT_ASCII_BASED = frozenset(["utf-16", "utf-16-be", "utf-16-le"])
+_UTF16_MARKS = (b"\xfe\xff", b"\xff\xfe")
+_META = re.compile(
+    rb"<meta[\t\n\f\r /][^>]{0,200}?charset[\t\n\f\r ]*+=[\t\n\f\r ]*+[\"']?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE
+)
+_META_OCTETS = 1024
 
 
 def decode(encoded: bytes, encoding: str) -> bytes:
@@ -32,9 +37,13 @@ def decode(encoded: bytes, encoding: str) -> bytes:
         The octets it stands for.
 
     Raises:
-        ValueError: Base64 that is not.
+        ValueError: Base64 that is not, or more of it behind its padding: the codec stops there, as some readers do, so
+            the rest would be lost in what is encoded anew.
     """
     if encoding == "base64":
+        padding = encoded.find(b"=")
+        if padding >= 0 and encoded[padding:].strip(b"= \t\r\n"):
+            raise ValueError("base64 goes on behind its padding")
         return binascii.a2b_base64(encoded)
     if encoding == "quoted-printable":
         return binascii.a2b_qp(encoded)
@@ -67,13 +76,20 @@ def codec(charset: str | None, octets: bytes) -> str | None:
     Choose how to read text.
 
     Args:
-        charset: From the Content-Type field; None where it names none.
+        charset: From the Content-Type field; None where it names none. Then HTML may name one itself (WHATWG HTML,
+            13.2.3.2), and readers go by that.
         octets: The text.
 
     Returns:
         A codec on the list of those that may be used; None for a charset that is unknown, or in which the octets of
-        ``<`` may be anything (UTF-16).
+        ``<`` may be anything (UTF-16, also where only a byte order mark says so).
     """
+    if octets.startswith(_UTF16_MARKS):
+        return None
+    if charset is None and (meta := _META.search(octets, 0, _META_OCTETS)) is not None:
+        named = meta[1].decode("ascii")
+        # Browsers pass over names they do not know, and over UTF-16: it was read as ASCII just now.
+        charset = named if encoded_words.codec(named) not in {None, *_NOT_ASCII_BASED} else None
     if charset is None or charset.lower() in ("us-ascii", "ascii", "utf-8", "utf8"):
         # Octets that should not be there: what is no UTF-8 is read as browsers read it.
         try:

@@ -160,11 +160,11 @@ class DeliverTransaction:
             route.watcher.not_kept(error)
             reply = FULL if isinstance(error, StoreFullError) else NOT_KEPT
             return Sent(reply, "failed", str(error))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            route.watcher.not_kept(StoreFullError(error.strerror or "no room"))
-            return Sent(FULL, "failed", error.strerror or "no room")
+        except OSError as error:  # of the temporary file; out of here it would pass for one of the client's connection
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = error.strerror or str(error)
+            route.watcher.not_kept(StoreFullError(reason) if is_full else StoreError(reason))
+            return Sent(FULL if is_full else NOT_KEPT, "failed", reason)
         return Sent(Reply(250, "2.0.0", f"Message queued as {item.id}"), "queued", f"{item.size_octets} octets kept")
 
     async def _keep_large(self, begun: bytearray, content: Content, about: About) -> Item:

@@ -82,10 +82,11 @@ class Mailbox:
         return outcome.stored(f"written to {self.folder / 'new' / name}")
 
     def _make(self) -> None:
+        made = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
         for name in ("tmp", "new", "cur"):
             (self.folder / name).mkdir(_FOLDER_MODE, parents=True, exist_ok=True)
-        _sync_directory(self.folder)
-        _sync_directory(self.folder.parent)
+        for each in (self.folder, *(each.parent for each in made or [self.folder])):  # every new name
+            _sync_directory(each)
         before = self._now() / 1e9 - _STALE_SECONDS
         for left in (self.folder / "tmp").iterdir():  # of a program that was killed while it wrote
             with suppress(OSError):

@@ -212,11 +212,11 @@ class Resolver:
         trouble: Result | None = None
         refused = ""
         left = MAX_ADDRESSES
-        for host, (addresses, seconds) in zip(named, looked_up, strict=True):
+        for host, (addresses, seconds, is_own) in zip(named, looked_up, strict=True):
             if isinstance(addresses, Result):
                 trouble = addresses
                 continue
-            if any(plain(address) in self._own_addresses for address in addresses):
+            if is_own or any(plain(address) in self._own_addresses for address in addresses):
                 # We are one of the hosts: all that are no better than we would send it back to us (RFC 5321, 5.1).
                 hosts = [each for each in hosts if each.preference < host.preference]
                 if not hosts:
@@ -261,11 +261,18 @@ class Resolver:
             raise _Nothing(outcome.loop(domain, own.name), _NEGATIVE_SECONDS)
         return better
 
-    async def _addresses(self, domain: str, name: str) -> tuple[list[str] | Result, float]:
-        """IPv6 and IPv4 addresses of a host, in turn; empty if it has none; a result if that cannot be found out."""
+    async def _addresses(self, domain: str, name: str) -> tuple[list[str] | Result, float, bool]:
+        """
+        Find the addresses of a host.
+
+        Returns:
+            IPv6 and IPv4 addresses, in turn, empty if it has none, or a result if that cannot be found out; for how
+            many seconds that holds; whether the name is an alias of this host.
+        """
         found: list[list[str]] = []
         ttl = _MAX_TTL_SECONDS
         trouble: Result | None = None
+        is_own = False
         kinds = (dns.rdatatype.AAAA, dns.rdatatype.A)
         for answer in await asyncio.gather(*(self._ask(domain, name, kind) for kind in kinds), return_exceptions=True):
             if isinstance(answer, _Nothing):
@@ -276,11 +283,12 @@ class Resolver:
                 raise answer
             elif answer.rrset is not None:
                 found.append([str(record) for record in answer.rrset])
+                is_own = is_own or _text(answer.canonical_name) in self._own_names
                 ttl = min(ttl, answer.chaining_result.minimum_ttl)
         if not found and trouble is not None:
-            return trouble, _TROUBLE_SECONDS
+            return trouble, _TROUBLE_SECONDS, False
         turns = itertools.zip_longest(*found)
-        return [address for turn in turns for address in turn if address is not None], ttl
+        return [address for turn in turns for address in turn if address is not None], ttl, is_own
 
     async def _ask(self, domain: str, name: str, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer:
         try:

@@ -15,6 +15,9 @@ from functools import lru_cache
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+# What ipaddress knows of the registries depends on its version, and before 3.11.10 it lacks most of the first of these:
+# IETF protocol assignments, where a cloud has its metadata service, and documentation (RFC 9637).
+_SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv6Network("3fff::/20"))
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in its last 32 bits
 
 
@@ -61,5 +64,7 @@ def plain(text: str) -> IpAddress | None:
 
 def _on_the_internet(address: IpAddress) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and (address.is_site_local or address.teredo is not None):
+        return False
+    if any(address in network for network in _SPECIAL if network.version == address.version):
         return False
     return address.is_global and not (address.is_multicast or address.is_reserved)

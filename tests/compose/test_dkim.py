@@ -410,6 +410,13 @@ def test_header_section_of_a_thousand_fields_is_signed_at_once() -> None:
     assert 0 < len(fields) < 2000
 
 
+@pytest.mark.parametrize("piece", ["<", "<a", "a<", "\\<", '"" ', ":<", "((", "(a)"])
+def test_reading_the_sender_is_linear(piece: str) -> None:
+    """It is done for each copy, where all connections are served: a megabyte comes to an end."""
+    section = HeaderSection.split(f"From: {piece * (1_000_000 // len(piece))}\r\n\r\n".encode())
+    assert author_domain(section) == ("", "no_address")
+
+
 @pytest.mark.parametrize(
     "text", ["", "exa mple.com", "-a.example", "a..example", "a\r\nb.example", "a;b", "\u3002", "a" * 300]
 )

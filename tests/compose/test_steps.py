@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.compose import edits as editing
+from proxy.compose.mime import parts
 from proxy.compose.steps import Composed, Job, Options, plan
 from tests.compose.support import (
     ALL,
@@ -74,6 +75,14 @@ def test_messages_without_html_work_leave_as_they_came(content: bytes) -> None:
         (message("<p>a</p>", charset="x-unknown"), "charset"),
         (message("<p>a</p>", "7bit").replace(b": 7bit", b": x-uuencode"), "malformed"),
         (HEAD + b"Content-Type: text/html\r\nContent-Transfer-Encoding: base64\r\n\r\nabcde\r\n", "malformed"),
+        (
+            message(b64encode(b"<p>a</p>") + b"\r\n" + b64encode(b"<p>b</p>"), "7bit").replace(
+                b": 7b", b": base64\r\nX: "
+            ),
+            "malformed",
+        ),
+        (message("<p>a</p>".encode("utf-16"), "base64", None), "charset"),
+        (message("<p>a</p>".encode("utf-16"), "base64", "utf-8"), "charset"),
         (message("<p>" + "a" * 2_100_000, "8bit"), "too_large"),
         (message("<b>" * 300, "8bit"), "too_deep"),
         (message("<a href=http://x.invalid>" * 10_001, "8bit").replace(b"<a", b"</a><a"), "too_large"),
@@ -249,6 +258,33 @@ def test_finding_the_parts_is_linear() -> None:
         content = start + rest * (5_000_000 // len(rest))
         planned = plan(content, ALL)
         assert planned.content == content if isinstance(planned, Job) else planned.copy(url) == content
+
+
+def test_reading_the_parameters_is_linear() -> None:
+    """It is done where all connections are served: a header section has room for a quarter of a million octets."""
+    for rest in (b";", b" ", b"; ", b";a", b";a =", b';a="', b';a="\\"', b"=;"):
+        field = b"Content-Type: text/html" + rest * (250_000 // len(rest)) + b"x"
+        content = HEAD + field + b"\r\n\r\n<p>x</p>\r\n"
+        assert compose(content, only("track_opens")).done == ("track_opens",)
+    content = HEAD + b"Content-Type: text/html ; ; charset =iso-8859-1;;\t;name=a\r\n\r\n<p>x</p>\r\n"
+    assert parts(content)[0].parameters == {"charset": "iso-8859-1", "name": "a"}
+
+
+@pytest.mark.parametrize("named", ["iso-2022-jp", "shift_jis", "windows-1251", "utf-8"])
+def test_charset_that_html_names_itself_counts_where_the_field_names_none(named: str) -> None:
+    """Readers go by it, so the text does, and what looks like markup in the second octet of a character is none."""
+    word = "Привет" if "1251" in named else "彼は日本語"
+    html = f'<meta http-equiv="Content-Type" content="text/html; charset={named}"><p>{word}</p>'.encode(named)
+    written = copy(message(html, "8bit", None), TEXT_ONLY)
+    assert find(written, "text/plain").decode() == f"{word}\r\n"
+    assert find(written, "text/html").rstrip(b"\r\n") == html
+
+
+@pytest.mark.parametrize("named", ["unicode", "utf-16", "x-unknown", "{{charset}}"])
+def test_charset_that_html_names_and_nobody_knows_counts_for_nothing(named: str) -> None:
+    """Word names itself in such ways, and what it writes is read all the same."""
+    written = copy(message(f'<meta charset="{named}"><p>é</p>', charset=None), TEXT_ONLY)
+    assert find(written, "text/plain").decode() == "é\r\n"
 
 
 def test_boundaries_are_unique() -> None:

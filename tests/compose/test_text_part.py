@@ -20,6 +20,7 @@ LAYOUT = '<table role="presentation"><tr><td>{}</td></tr></table>'
         ("<p>&euro; &amp; &#8211; &nbsp;é</p>", "€ & \u2013  é\n"),
         ("<ul><li>a</li><li><p>b</p></li></ul><ol><li>c<li>d</ol>", "* a\n* b\n1. c\n2. d\n"),
         ('<a href="https://x.invalid/a?b=1&amp;c=2">Go</a>', "Go (https://x.invalid/a?b=1&c=2)\n"),
+        ('<a href=" https://x.invalid/a\r\n\t/b\n">Go</a>', "Go (https://x.invalid/a/b)\n"),
         ('<a href="https://x.invalid/">https://x.invalid</a>', "https://x.invalid\n"),
         ('<a href="mailto:a@x.invalid">a@x.invalid</a>', "a@x.invalid\n"),
         ('<a href="mailto:a@x.invalid?subject=x">a@x.invalid</a>', "a@x.invalid\n"),

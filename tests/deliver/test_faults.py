@@ -228,6 +228,17 @@ def test_removed_message_may_still_arrive_where_it_is_on_the_wire_and_only_there
 # Disks
 
 
+def test_large_message_without_a_place_for_it_hears_a_reply(tmp_path: Path) -> None:
+    """A folder that is gone, a disk that went read-only: 451 as for every failure of ours, and no broken connection."""
+    with Plant(tmp_path, {"via": "mailbox", "mailbox": str(tmp_path / "mailbox")}) as plant:
+        spool = plant.data / "spool"
+        spool.rename(plant.data / "away")
+        code, text = plant.try_to_send(body=LARGE * 20_000)
+        assert (code, text[:5]) == (451, "4.3.0")
+        (plant.data / "away").rename(spool)
+        plant.settled(plant.send(body=LARGE * 20_000), "received", "delivered")
+
+
 @contextmanager
 def small_disk(folder: Path, octets: int) -> Iterator[Path]:
     """A file system of that size."""

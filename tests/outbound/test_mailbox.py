@@ -57,6 +57,23 @@ async def test_names_are_unique_even_at_one_moment(tmp_path: Path) -> None:
     assert all(name.startswith("1700000000.M000000P") and ":" not in name for name in names)
 
 
+async def test_folders_above_that_are_made_too_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut may take a folder that nobody synced, with all the mail in it."""
+    synced: list[Path] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    box = Mailbox(tmp_path / "a" / "b" / "mailbox", "h")
+    result = (await box.deliver(Mail(SENDER, (Copy((ANN,), CONTENT),))))[ANN]
+    await box.close()
+    assert result.outcome is Outcome.DELIVERED
+    assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b", box.folder, box.folder / "new"} <= set(synced)
+
+
 async def test_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
     """Who wants an empty mailbox removes it while the program runs."""
     box = Mailbox(tmp_path / "box", "h")

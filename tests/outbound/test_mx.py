@@ -349,6 +349,16 @@ async def test_our_own_address_takes_all_hosts_that_are_no_better_out() -> None:
     assert (result.outcome, result.enhanced) == ("failed", "5.4.6")
 
 
+async def test_alias_of_our_own_name_is_our_own_host() -> None:
+    """An MX record may not name an alias (RFC 2181, 10.3), and many do."""
+    zone = [*MAIN, LAST, A1, "mx2.example.net 300 CNAME mail.example.org.", "mail.example.org 300 A 127.0.0.2", A3]
+    own_names = frozenset({"mail.example.org"})
+    assert await hosts("example.net", *zone, own_names=own_names) == ["mx1.example.net"]
+    result = await refusal("example.net", MAIN[1], *zone[4:6], own_names=own_names)
+    assert (result.outcome, result.enhanced) == ("failed", "5.4.6")
+    assert "mx2.example.net" in result.detail
+
+
 async def test_implicit_host_that_is_ours_is_a_loop() -> None:
     """Without MX records."""
     zone = ["example.net 300 A 127.0.0.1"]
