@@ -19,7 +19,7 @@ hypothesis.settings.load_profile("untimed")
 
 # Measuring what a process executes makes its start twice as long, and the tests start a thousand. Those of these
 # folders and files execute most of what the others do.
-_MEASURED = {"deliver", "operation", "test_smoke.py", "test_supervisor.py"}
+_MEASURED = {"deliver", "test_smoke.py", "test_supervisor.py"}
 _MEASURES = "COVERAGE_PROCESS_CONFIG"
 _setting = pytest.StashKey[str | None]()
 
