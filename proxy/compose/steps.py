@@ -140,7 +140,8 @@ def plan(content: bytes, options: Options) -> Job | Composed:
         A job, or, where there is no HTML work, the message as it came.
     """
     steps = options.steps
-    if not steps:
+    # A part is HTML by its own word only, which no folding parts; most mail of machines is plain text.
+    if not steps or b"text/html" not in content.lower():
         return unchanged(content)
     try:
         found = mime.parts(content)

@@ -126,6 +126,11 @@ class Queue:
         """Look for what is due at once."""
         self._woken.set()
 
+    def added(self, recipients: Sequence[Recipient]) -> None:
+        """Look for a message that was kept without a lease of ours, unless it is for paused destinations alone."""
+        if not all(self._courier.is_paused(each.destination) for each in recipients):
+            self._woken.set()
+
     def reserve(self, recipients: Sequence[Recipient]) -> float:
         """
         Make room for a message that will be kept with a lease of ours; :meth:`begin` or :meth:`give_back` is next.
@@ -133,12 +138,14 @@ class Queue:
         Returns:
             The end of the lease; 0 where it is to wait in the store. Half of the room is left for what waits there.
         """
-        destinations = Counter(each.destination for each in recipients)
         if self._stopping or 2 * (len(self._under_way) + self._reserved + len(recipients)) > self._most:
             return 0.0
+        destinations = Counter([each.destination for each in recipients])
         if any(2 * (self._counts[name] + number) > self._most_each for name, number in destinations.items()):
             return 0.0
-        if not destinations.keys().isdisjoint((*self._courier.paused(), *self._courier.crowded())):
+        if any(self._courier.is_paused(name) for name in destinations):
+            return 0.0
+        if not destinations.keys().isdisjoint(self._courier.crowded()):
             return 0.0
         self._counts.update(destinations)
         self._reserved += len(recipients)

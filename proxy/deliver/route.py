@@ -30,6 +30,8 @@ _COMPOSED_AT_ONCE = 4
 _LARGE_OCTETS = 1 << 20
 _AT_HAND_OCTETS = 32_768  # larger ones do not wait for their attempt in memory
 
+_CAPABILITIES = Capabilities(size_octets=0, eight_bit=True, smtputf8=True)
+
 RCPT_OK = Reply(250, "2.1.5", "OK")
 NO_DOMAIN = Reply(553, "5.1.3", "The address has no domain, so there is nowhere to send it")
 FULL = Reply(452, "4.3.1", "No room to keep the message, try again later")
@@ -62,8 +64,8 @@ class Watcher(Protocol):
 class Attempts(Protocol):
     """Who attempts what is kept, see ``Queue``."""
 
-    def wake(self) -> None:
-        """Look for what is due at once."""
+    def added(self, recipients: Sequence[Recipient]) -> None:
+        """Look for a message that was kept without a lease."""
 
     def reserve(self, recipients: Sequence[Recipient]) -> float:
         """Make room for a message; gives the end of the lease to keep it with, or 0 where there is no room."""
@@ -117,7 +119,7 @@ class DeliverRoute:
     @property
     def capabilities(self) -> Capabilities:
         """What is kept here has no limits of its own."""
-        return Capabilities(size_octets=0, eight_bit=True, smtputf8=True)
+        return _CAPABILITIES
 
     async def begin(self, envelope: Envelope) -> "DeliverTransaction":
         """Every envelope can be kept."""
@@ -209,8 +211,8 @@ class DeliverTransaction:
             pending = [each for each in item.recipients if each.number not in suppressed]
             begun = tuple(evolve(each, attempts=each.attempts + 1) for each in pending)
             queue.begin(evolve(item, recipients=begun), kept if len(kept) <= _AT_HAND_OCTETS else b"")
-        elif queue is not None:
-            queue.wake()
+        elif queue is not None and not item.not_before:
+            queue.added(item.recipients)
 
     def _options(self, prepared: Prepared) -> Options:
         wishes = prepared.wishes

@@ -24,6 +24,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -59,8 +60,11 @@ DATABASE_FILE = "spool.db"
 INLINE_OCTETS = 262_144
 _NEVER = 1e18
 _DAY_SECONDS = 86_400
+_HASHED_OCTETS = 2000
 _MOST_VALUES = 500  # in one statement; some builds of SQLite know no more than 999
 _BUSY_MILLISECONDS = 10_000
+_MOST_ROWS = 32  # in one statement, each with up to 17 values
+_ROWS = (_MOST_ROWS, _MOST_ROWS // 2, _MOST_ROWS // 4)  # so that there are few statements to remember
 _LOG_PAGES = 4000  # 16 MB: pages that change with every commit go from the log into the file once for so many
 _ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
 _ITEM += "notice, layout, failed_steps"
@@ -330,7 +334,8 @@ class SqliteStore:
                 "SELECT at, kind, recipient, detail FROM event WHERE message_id = ? ORDER BY at, rowid", (message_id,)
             )
             item = _readable(row, _recipients(connection, message_id, pending=False))
-            return History(item, tuple(Event(*event) for event in events))
+            told = [Event(*event) for event in events if event[1] != "received"]  # as older programs wrote it
+            return History(item, (Event(item.received_at, "received", None, f"{item.size_octets} octets"), *told))
 
         return await self._writer.do(work)
 
@@ -512,9 +517,19 @@ def _read_content(path: Path, digest: bytes) -> bytes:
 
 
 def _intact(content: bytes, digest: bytes) -> bytes:
-    if hashlib.sha256(content).digest() != digest:
+    if _digest(content) != digest:
         raise DamagedError("its content is not what was kept")
     return content
+
+
+def _digest(content: bytes) -> bytes:
+    """Give the SHA-256 of content; of a small one in pieces for which hashlib does not give up the interpreter."""
+    if len(content) > INLINE_OCTETS // 8:
+        return hashlib.sha256(content).digest()
+    digest = hashlib.sha256()
+    for start in range(0, len(content), _HASHED_OCTETS):
+        digest.update(content[start : start + _HASHED_OCTETS])
+    return digest.digest()
 
 
 def _use_log(connection: sqlite3.Connection) -> None:
@@ -619,7 +634,7 @@ def _told(connection: sqlite3.Connection, notice: Notice) -> bool:
 
 
 def _insert_all(connection: sqlite3.Connection, new: Sequence[_Kept], owner: str) -> list[frozenset[int]]:
-    """Insert messages, a statement for each table; gives the numbers of the suppressed recipients of each."""
+    """Insert messages; gives the numbers of the suppressed recipients of each."""
     reasons = _suppressed_of(connection, [kept.item for kept in new])
     messages: list[tuple[Any, ...]] = []
     recipients: list[tuple[Any, ...]] = []
@@ -642,22 +657,20 @@ def _insert_all(connection: sqlite3.Connection, new: Sequence[_Kept], owner: str
             counts.add(item.received_at, item.group, "sent", len(pending))
             counts.add(item.received_at, item.group, "suppressed", len(suppressed))
         suppressed_of.append(suppressed)
-    connection.executemany(
-        f"INSERT INTO message ({_ITEM}, in_file, digest, final_at) VALUES ({','.join('?' * 17)})",  # noqa: S608
-        messages,
-    )
-    connection.executemany(
-        "INSERT INTO content (message_id, octets) VALUES (?, ?)",
+    _write_rows(connection, f"INSERT INTO message ({_ITEM}, in_file, digest, final_at)", messages)
+    _write_rows(
+        connection,
+        "INSERT INTO content (message_id, octets)",
         [(kept.item.id, kept.content) for kept in new if not kept.in_file],
     )
-    connection.executemany(
+    _write_rows(
+        connection,
         "INSERT INTO recipient (message_id, number, address, destination, state, attempts, next_attempt_at, reply, "
-        "remote_host, owner) VALUES (?,?,?,?,?,?,?,?,?,?)",
+        "remote_host, owner)",
         recipients,
     )
-    connection.executemany(_INSERT_EVENT, events)
-    for destination, at in due.items():
-        _due(connection, destination, at)
+    _write_rows(connection, _INSERT_EVENT, events)
+    _write_rows(connection, "INSERT INTO destination", list(due.items()), _IF_EARLIER)
     counts.write(connection)
     return suppressed_of
 
@@ -669,11 +682,13 @@ def _message_row(item: Item, kept: _Kept) -> tuple[Any, ...]:
         *(item.size_octets, item.eight_bit, item.smtputf8, item.not_before, item.notice),
         _layout(item.layout),
         json.dumps(item.failed_steps) if item.failed_steps else "[]",
-        *(kept.in_file, hashlib.sha256(kept.content).digest(), None if is_pending else item.received_at),
+        *(kept.in_file, _digest(kept.content), None if is_pending else item.received_at),
     )
 
 
 def _layout(layout: Layout) -> str:
+    if not layout.slots and not layout.html_octets and not layout.encoding:  # most of them: json takes its time
+        return f'{{"head_octets":{layout.head_octets},"html_octets":0,"encoding":"","slots":[]}}'
     fields = {name: getattr(layout, name) for name in ("head_octets", "html_octets", "encoding")}
     slots = [{"position": each.position, "kind": each.kind, "target": each.target} for each in layout.slots]
     return json.dumps({**fields, "slots": slots}, separators=(",", ":"))
@@ -689,8 +704,7 @@ def _recipient_row(item: Item, recipient: Recipient, lease_until: float, owner: 
 
 
 def _first_events(item: Item) -> Iterable[Event]:
-    """Say how a message came to be kept."""
-    yield Event(item.received_at, "received", None, f"{item.size_octets} octets")
+    """Say how a message came to be kept, but that it was received, which its row tells."""
     for step, reason in item.failed_steps:
         yield Event(item.received_at, "step_failed", None, f"{step}: {reason}")
     if item.not_before > item.received_at:
@@ -815,7 +829,7 @@ def _change_all(connection: sqlite3.Connection, settled: Sequence[_Settled]) -> 
         "attempts = max(attempts - ?, 0) WHERE message_id = ? AND number = ?",
         updates,
     )
-    connection.executemany(_INSERT_EVENT, events)
+    _write_rows(connection, _INSERT_EVENT, events)
     for destination in destinations:
         _refresh(connection, destination)
     connection.executemany(
@@ -827,12 +841,12 @@ def _change_all(connection: sqlite3.Connection, settled: Sequence[_Settled]) -> 
     return changed_of
 
 
+_IF_EARLIER = "ON CONFLICT (name) DO UPDATE SET due_at = min(due_at, excluded.due_at)"
+
+
 def _due(connection: sqlite3.Connection, destination: str, at: float) -> None:
     """Note that a destination has something due at that time, if not earlier."""
-    connection.execute(
-        "INSERT INTO destination VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET due_at = min(due_at, excluded.due_at)",
-        (destination, at),
-    )
+    _write_rows(connection, "INSERT INTO destination", [(destination, at)], _IF_EARLIER)
 
 
 def _refresh(connection: sqlite3.Connection, destination: str) -> None:
@@ -849,7 +863,29 @@ def _refresh(connection: sqlite3.Connection, destination: str) -> None:
         )
 
 
-_INSERT_EVENT = "INSERT INTO event VALUES (?, ?, ?, ?, ?)"
+_INSERT_EVENT = "INSERT INTO event"
+
+
+def _write_rows(
+    connection: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]], on_conflict: str = ""
+) -> None:
+    """
+    Write rows, many with each statement: one for each row, as ``executemany`` makes it, has the thread give up the
+    interpreter and wait for it as often.
+    """
+    position = 0
+    while position < len(rows):
+        left = len(rows) - position
+        count = left if left < _MOST_ROWS // 4 else next(size for size in _ROWS if size <= left)
+        some = rows[position : position + count]
+        connection.execute(_many(into, len(some[0]), count, on_conflict), list(chain.from_iterable(some)))
+        position += count
+
+
+@lru_cache(maxsize=256)
+def _many(into: str, columns: int, rows: int, on_conflict: str) -> str:
+    row = f"({','.join('?' * columns)})"
+    return f"{into} VALUES {','.join([row] * rows)} {on_conflict}"
 
 
 def _event_row(message_id: str, event: Event) -> tuple[Any, ...]:
@@ -857,7 +893,7 @@ def _event_row(message_id: str, event: Event) -> tuple[Any, ...]:
 
 
 def _write_event(connection: sqlite3.Connection, message_id: str, event: Event) -> None:
-    connection.execute(_INSERT_EVENT, _event_row(message_id, event))
+    _write_rows(connection, _INSERT_EVENT, [_event_row(message_id, event)])
 
 
 class _Counts:
@@ -871,9 +907,11 @@ class _Counts:
             self._numbers[_day(int(at // _DAY_SECONDS)), group or UNGROUPED, kind] += number
 
     def write(self, connection: sqlite3.Connection) -> None:
-        connection.executemany(
-            "INSERT INTO figures VALUES (?, ?, ?, ?) ON CONFLICT (day, grp, kind) DO UPDATE SET n = n + excluded.n",
+        _write_rows(
+            connection,
+            "INSERT INTO figures",
             [(*key, number) for key, number in self._numbers.items()],
+            "ON CONFLICT (day, grp, kind) DO UPDATE SET n = n + excluded.n",
         )
 
 

@@ -6,6 +6,7 @@ worked out once, and kept: which fields leave, which rules look where, which los
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -30,6 +31,8 @@ _MAX_NAMES = 4096
 _MAX_NAME_OCTETS = 128
 _MAX_PLANS = 512
 _MAX_FIELDS_OF_A_PLAN = 64
+_SHORT_OCTETS = 200
+_SHORT_FIELDS = 1024
 
 Places = tuple[tuple[bytes, tuple[int, ...]], ...]
 """Lower-case names in a rule's order of rank, each with the indices of its fields."""
@@ -229,17 +232,15 @@ class Planner:
     def _visible(self, section: HeaderSection) -> tuple[bytes, ...]:
         """The names, without those that call for something only by a word in their value, and do not hold it."""
         keys = section.keys
-        marked = self._marked.keys() & set(keys)
-        if not marked:
+        marked = self._marked
+        if marked.keys().isdisjoint(keys):
             return tuple(keys)
-        names = list(keys)
-        for key in marked:
-            marks, index = self._marked[key], -1
-            for _ in range(keys.count(key)):
-                index = names.index(key, index + 1)
-                if not _may_hold(section.value(index), marks):
-                    names[index] = b""
-        return tuple(names)
+        return tuple(
+            [
+                b"" if (marks := marked.get(key)) is not None and not _may_hold(section.field(index), marks) else key
+                for index, key in enumerate(keys)
+            ]
+        )
 
     def _remember(self, key: bytes) -> None:
         """Work out what the rules want of a field name, and whether they care about it at all."""
@@ -351,9 +352,16 @@ def _watched(key: bytes, indices: tuple[int, ...], interest: _Interest) -> Watch
     return Watched(key, indices, tuple(watches), by_key)
 
 
-def _may_hold(value: bytes, marks: tuple[bytes, ...]) -> bool:
-    text = value.lower()
+def _may_hold(field: bytes, marks: tuple[bytes, ...]) -> bool:
+    return _short_may_hold(field, marks) if len(field) <= _SHORT_OCTETS else _holds(field, marks)
+
+
+def _holds(field: bytes, marks: tuple[bytes, ...]) -> bool:
+    text = field.partition(b":")[2].lower().replace(b"\r\n", b"")
     return b"=?" in text or any(mark in text for mark in marks)
+
+
+_short_may_hold = lru_cache(_SHORT_FIELDS)(_holds)  # an app's few kinds of content
 
 
 def _compile(file: RuleFile, policy: Policy, deliver_later: bool) -> _Compiled:

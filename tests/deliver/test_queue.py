@@ -73,6 +73,9 @@ class Courier:
     def paused(self) -> Collection[str]:
         return self.out
 
+    def is_paused(self, destination: str) -> bool:
+        return destination in self.paused()
+
     def crowded(self) -> Collection[str]:
         return self.full
 
