@@ -69,7 +69,8 @@ class App:
         self.metrics = Metrics(__version__, [policy.name for policy, _ in self._sockets], providers)
         self._certificates = Certificates(settings.tls, settings.data_dir, settings.hostname)
         self._tokens = TokenStore(settings.data_dir / TOKENS_FILE)
-        new_message_id = _message_ids()
+        own = base64.b32encode(os.urandom(5)).decode("ascii").lower()
+        new_message_id = _message_ids(own)
         self._parts: Parts
         if settings.delivers:
             from proxy.deliver_parts import DeliverParts  # and all that it imports, which route relay has no use for
@@ -87,7 +88,7 @@ class App:
             connections=share(settings.limits.connections, settings),
             log=log,
             metrics=self.metrics,
-            new_id=_ids(),
+            new_id=_session_ids(own),
             new_message_id=new_message_id,
         )
         self._listeners = Listeners(self._service)
@@ -221,19 +222,17 @@ def _limits(settings: Settings) -> MessageLimits:
     )
 
 
-def _ids() -> Callable[[], str]:
+def _session_ids(own: str) -> Callable[[], str]:
     """Make session ids: unlike those of any other process, and short enough to read out."""
-    start = base64.b32encode(os.urandom(5)).decode("ascii").lower()
     counter = itertools.count(1)
-    return lambda: f"{start}{next(counter):x}"
+    return lambda: f"{own}{next(counter):x}"
 
 
-def _message_ids() -> Callable[[], str]:
+def _message_ids(own: str) -> Callable[[], str]:
     """
     Make queue ids: unlike those of any other process, and each behind all earlier ones in order of the alphabet, so
     that a store writes at one end of its indices and not all over them.
     """
-    own = base64.b32encode(os.urandom(5)).decode("ascii").lower()
     last = 0
 
     def new() -> str:

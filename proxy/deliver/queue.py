@@ -16,7 +16,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
@@ -157,15 +157,16 @@ class Queue:
         for each in recipients:
             self._free(each.destination, 1)
 
-    def begin(self, item: Item, content: bytes) -> None:
+    def begin(self, item: Item, recipients: Sequence[Recipient], content: bytes) -> None:
         """
         Attempt a message that was kept with a lease of ours, in the room that was given back just now.
 
         Args:
+            recipients: Those of the message that are to get it, each with the attempt that begins.
             content: What was kept; empty where it is to be read.
         """
-        for destination, recipients in self._by_destination(item).items():
-            self._begin(item, destination, recipients, content)
+        for destination, some in self._by_destination(item.id, recipients).items():
+            self._begin(item, destination, some, content)
 
     async def stop(self, seconds: float) -> None:
         """
@@ -227,7 +228,7 @@ class Queue:
             now, now + LEASE_SECONDS, room, {*self._courier.paused(), *crowded}, self._most_each
         )
         for each in leased:
-            for destination, recipients in self._by_destination(each.item).items():
+            for destination, recipients in self._by_destination(each.item.id, each.item.recipients).items():
                 self._begin(each.item, destination, recipients)
         self._more = bool(leased or crowded)
         return bool(leased)
@@ -257,7 +258,7 @@ class Queue:
         now = self._clock()
         leased = await self._store.overdue(now, now + LEASE_SECONDS, room, paused, now - self._retry.expire_seconds)
         for each in leased:
-            for destination, recipients in self._by_destination(each.item).items():
+            for destination, recipients in self._by_destination(each.item.id, each.item.recipients).items():
                 self._begin(each.item, destination, recipients)
         if sum(len(each.item.recipients) for each in leased) == room:
             self._more = True
@@ -265,10 +266,10 @@ class Queue:
         self._expiry_at = clock() + _EXPIRY_SECONDS
         return False
 
-    def _by_destination(self, item: Item) -> dict[str, list[Recipient]]:
+    def _by_destination(self, message_id: str, recipients: Iterable[Recipient]) -> dict[str, list[Recipient]]:
         found: dict[str, list[Recipient]] = {}
-        for recipient in item.recipients:
-            if (item.id, recipient.number) not in self._under_way:  # else the clock was set: it is under way
+        for recipient in recipients:
+            if (message_id, recipient.number) not in self._under_way:  # else the clock was set: it is under way
                 found.setdefault(recipient.destination, []).append(recipient)
         return found
 
@@ -301,7 +302,8 @@ class Queue:
 
         async def load() -> Mail:
             nonlocal content
-            await loaded.enter_async_context(self._memory.of(item.size_octets))
+            if item.size_octets > _LARGE_OCTETS:
+                await loaded.enter_async_context(self._memory.of(item.size_octets))
             waiting.reschedule(None)
             content = content or await self._store.content(item.id)
             left = self._left(item, recipients)

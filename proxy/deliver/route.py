@@ -14,8 +14,6 @@ from pathlib import Path
 from time import monotonic
 from typing import IO, Protocol
 
-from attrs import evolve
-
 from proxy.compose.fields import Prepared, prepare, without_dots
 from proxy.compose.steps import Composed, Options
 from proxy.mail.envelope import Envelope
@@ -73,7 +71,7 @@ class Attempts(Protocol):
     def give_back(self, recipients: Sequence[Recipient]) -> None:
         """Free room that was reserved."""
 
-    def begin(self, item: Item, content: bytes) -> None:
+    def begin(self, item: Item, recipients: Sequence[Recipient], content: bytes) -> None:
         """Attempt a message that is durable by now, and leased."""
 
 
@@ -208,9 +206,12 @@ class DeliverTransaction:
                 queue.give_back(item.recipients)
         route.watcher.kept(item, len(suppressed))
         if queue is not None and lease_until:
-            pending = [each for each in item.recipients if each.number not in suppressed]
-            begun = tuple(evolve(each, attempts=each.attempts + 1) for each in pending)
-            queue.begin(evolve(item, recipients=begun), kept if len(kept) <= _AT_HAND_OCTETS else b"")
+            begun = [
+                Recipient(each.number, each.address, each.destination, attempts=1)
+                for each in item.recipients
+                if each.number not in suppressed
+            ]
+            queue.begin(item, begun, kept if len(kept) <= _AT_HAND_OCTETS else b"")
         elif queue is not None and not item.not_before:
             queue.added(item.recipients)
 

@@ -21,7 +21,7 @@ import json
 import os
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import chain
@@ -63,8 +63,7 @@ _DAY_SECONDS = 86_400
 _HASHED_OCTETS = 2000
 _MOST_VALUES = 500  # in one statement; some builds of SQLite know no more than 999
 _BUSY_MILLISECONDS = 10_000
-_MOST_ROWS = 32  # in one statement, each with up to 17 values
-_ROWS = (_MOST_ROWS, _MOST_ROWS // 2, _MOST_ROWS // 4)  # so that there are few statements to remember
+_ROWS = (32, 16, 8)  # in one statement, each with up to 17 values; and any smaller number
 _LOG_PAGES = 4000  # 16 MB: pages that change with every commit go from the log into the file once for so many
 _ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
 _ITEM += "notice, layout, failed_steps"
@@ -786,33 +785,29 @@ def _leased(connection: sqlite3.Connection, taken: Iterable[tuple[Any, ...]], no
 
 def _change_all(connection: sqlite3.Connection, settled: Sequence[_Settled]) -> list[set[str]]:
     """Write changes of recipients; gives for each the messages that any of them took effect for."""
+    known = _changeable(connection, [(one.message_id, one.number) for each in settled for one in each.changes])
     changed_of: list[set[str]] = []
     updates: list[tuple[Any, ...]] = []
     events: list[tuple[Any, ...]] = []
     counts = _Counts()
     destinations: set[str] = set()
-    ended: dict[tuple[str, int], float] = {}
+    ended: set[str] = set()
     for each in settled:
         changed: set[str] = set()
         for change in each.changes:
-            row = connection.execute(
-                "SELECT r.destination, r.state, m.grp, m.notice, m.set_aside FROM recipient r "
-                "JOIN message m ON m.id = r.message_id WHERE r.message_id = ? AND r.number = ? "
-                "AND (r.state = 'pending' OR r.state = 'removed' AND r.owner <> '')",
-                (change.message_id, change.number),
-            ).fetchone()
-            if row is None or (change.message_id, change.number) in ended:
+            key = (change.message_id, change.number)
+            if key not in known:
                 continue
-            destination, state, group, notice, aside = row
+            address, destination, state, group, notice, aside = known[key]
             if state == State.REMOVED.value and change.state is not State.DELIVERED:
-                _let_go(connection, [(change.message_id, change.number)])
+                _let_go(connection, [key])
                 continue
             stays_aside = aside is not None and change.state is State.PENDING
             updates.append(
                 (
-                    *(change.state.value, _NEVER if stays_aside else change.next_attempt_at),
-                    *(change.reply, change.remote_host, int(not change.attempted)),
-                    *(change.message_id, change.number),
+                    *(*key, address, destination, change.state.value),
+                    *(int(not change.attempted), _NEVER if stays_aside else change.next_attempt_at),
+                    *(change.reply, change.remote_host),
                 )
             )
             if change.event is not None:
@@ -822,23 +817,54 @@ def _change_all(connection: sqlite3.Connection, settled: Sequence[_Settled]) -> 
             destinations.add(destination)
             changed.add(change.message_id)
             if change.state is not State.PENDING:
-                ended[change.message_id, change.number] = each.now
+                del known[key]  # it is final: what comes behind comes too late
+                ended.add(change.message_id)
         changed_of.append(changed)
-    connection.executemany(
-        "UPDATE recipient SET state = ?, next_attempt_at = ?, reply = ?, remote_host = ?, owner = '', "
-        "attempts = max(attempts - ?, 0) WHERE message_id = ? AND number = ?",
+    _write_rows(
+        connection,
+        "INSERT INTO recipient (message_id, number, address, destination, state, attempts, next_attempt_at, reply, "
+        "remote_host)",
         updates,
+        # All of them exist. Of the attempts those are given that do not count.
+        "ON CONFLICT (message_id, number) DO UPDATE SET state = excluded.state, "
+        "next_attempt_at = excluded.next_attempt_at, reply = excluded.reply, remote_host = excluded.remote_host, "
+        "owner = '', attempts = max(attempts - excluded.attempts, 0)",
     )
     _write_rows(connection, _INSERT_EVENT, events)
     for destination in destinations:
         _refresh(connection, destination)
-    connection.executemany(
-        "UPDATE message SET final_at = ? WHERE id = ? AND NOT EXISTS "
-        "(SELECT 1 FROM recipient WHERE message_id = ? AND state = 'pending')",
-        {message_id: (now, message_id, message_id) for (message_id, _), now in ended.items()}.values(),
-    )
+    for some in _by_size([(message_id,) for message_id in ended]):
+        connection.execute(
+            f"UPDATE message SET final_at = ? WHERE id IN ({','.join('?' * len(some))}) AND NOT EXISTS "  # noqa: S608
+            "(SELECT 1 FROM recipient WHERE message_id = message.id AND state = 'pending')",
+            [max(each.now for each in settled), *chain.from_iterable(some)],
+        )
     counts.write(connection)
     return changed_of
+
+
+def _changeable(
+    connection: sqlite3.Connection, keys: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], tuple[Any, ...]]:
+    """
+    Find those of some recipients, each by message and number, that are pending, or were removed while they were leased.
+
+    Returns:
+        For each: address, destination, state; and of the message: group, whether it is a notice, and why it is set
+        aside.
+    """
+    found: dict[tuple[str, int], tuple[Any, ...]] = {}
+    for some in _by_size(list(dict.fromkeys(keys))):
+        rows = connection.execute(
+            f"WITH wanted (id, place) AS (VALUES {','.join(['(?,?)'] * len(some))}) "  # noqa: S608
+            "SELECT r.message_id, r.number, r.address, r.destination, r.state, m.grp, m.notice, m.set_aside "
+            "FROM wanted CROSS JOIN recipient r ON r.message_id = wanted.id AND r.number = wanted.place "
+            "JOIN message m ON m.id = r.message_id "
+            "WHERE r.state = 'pending' OR r.state = 'removed' AND r.owner <> ''",
+            list(chain.from_iterable(some)),
+        )
+        found.update(((row[0], row[1]), row[2:]) for row in rows.fetchall())
+    return found
 
 
 _IF_EARLIER = "ON CONFLICT (name) DO UPDATE SET due_at = min(due_at, excluded.due_at)"
@@ -873,12 +899,17 @@ def _write_rows(
     Write rows, many with each statement: one for each row, as ``executemany`` makes it, has the thread give up the
     interpreter and wait for it as often.
     """
+    for some in _by_size(rows):
+        connection.execute(_many(into, len(some[0]), len(some), on_conflict), list(chain.from_iterable(some)))
+
+
+def _by_size(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """Cut rows into pieces of few sizes, so that there are few statements to remember."""
     position = 0
     while position < len(rows):
         left = len(rows) - position
-        count = left if left < _MOST_ROWS // 4 else next(size for size in _ROWS if size <= left)
-        some = rows[position : position + count]
-        connection.execute(_many(into, len(some[0]), count, on_conflict), list(chain.from_iterable(some)))
+        count = left if left < _ROWS[-1] else next(size for size in _ROWS if size <= left)
+        yield rows[position : position + count]
         position += count
 
 

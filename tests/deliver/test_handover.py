@@ -19,8 +19,7 @@ async def hand_over(here: Rig, item: Item, lease_until: float) -> None:
     """Keep a message, and have it attempted."""
     await here.store.add(item, CONTENT, lease_until)
     here.queue.give_back(item.recipients)
-    begun = tuple(attrs.evolve(each, attempts=1) for each in item.recipients)
-    here.queue.begin(attrs.evolve(item, recipients=begun), CONTENT)
+    here.queue.begin(item, [attrs.evolve(each, attempts=1) for each in item.recipients], CONTENT)
 
 
 async def test_new_message_is_delivered_without_reading_it_back(tmp_path: Path) -> None:
@@ -61,3 +60,15 @@ async def test_what_waits_in_the_store_is_taken_when_those_at_hand_are_done(tmp_
         for number in range(40):
             await here.add(f"m{number}", "one.example")
         await until(lambda: here.watcher.outcomes["delivered"] == 40)
+
+
+async def test_new_message_for_paused_destinations_alone_wakes_nobody(tmp_path: Path) -> None:
+    """With one dead destination, each message for it would cost a look at the whole queue; one for others is looked at."""
+    async with rig(tmp_path, lambda _: DELIVERED) as here:
+        here.courier.out = {"b.example"}
+        await here.queue.stop(0)  # it is not asked to look, so nobody is to have looked meanwhile
+        here.queue._woken.clear()
+        here.queue.added(message("m1", "b.example").recipients)
+        assert not here.queue._woken.is_set()
+        here.queue.added(message("m2", "a.example", "b.example").recipients)
+        assert here.queue._woken.is_set()
