@@ -4,7 +4,9 @@ import time
 from pathlib import Path
 
 import attrs
+import pytest
 
+from proxy.deliver import queue as module
 from proxy.spool.item import Item, Layout, Recipient, State
 from tests.deliver.test_queue import CONTENT, DELIVERED, Rig, rig, until
 
@@ -62,13 +64,17 @@ async def test_what_waits_in_the_store_is_taken_when_those_at_hand_are_done(tmp_
         await until(lambda: here.watcher.outcomes["delivered"] == 40)
 
 
-async def test_new_message_for_paused_destinations_alone_wakes_nobody(tmp_path: Path) -> None:
-    """With one dead destination, each message for it would cost a look at the whole queue; one for others is looked at."""
+async def test_queue_is_not_searched_for_a_new_message_that_must_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one dead destination, each message for it would cost a search; one for others is found at once."""
+    monkeypatch.setattr(module, "_IDLE_SECONDS", 1000)
     async with rig(tmp_path, lambda _: DELIVERED) as here:
         here.courier.out = {"b.example"}
-        await here.queue.stop(0)  # it is not asked to look, so nobody is to have looked meanwhile
-        here.queue._woken.clear()
-        here.queue.added(message("m1", "b.example").recipients)
-        assert not here.queue._woken.is_set()
-        here.queue.added(message("m2", "a.example", "b.example").recipients)
-        assert here.queue._woken.is_set()
+        await until(lambda: here.store.leases == 1)
+        for number in range(20):
+            here.queue.added(message(f"m{number}", "b.example").recipients)
+            await here.store.depth()  # the queue had its turn, and so had what it may have asked of the store
+        assert here.store.leases == 1
+        here.queue.added(message("both", "b.example", "a.example").recipients)
+        await until(lambda: here.store.leases == 2)

@@ -24,7 +24,7 @@ from proxy.policy.outcome import Result
 from proxy.policy.retry import RetrySettings
 from proxy.spool.item import Change, Item, Layout, Notice, Recipient, State, Suppression
 from proxy.spool.sqlite import SqliteStore
-from proxy.spool.store import History, StoreError
+from proxy.spool.store import History, Leased, StoreError
 
 CONTENT = b"Subject: test\r\n\r\nHello\r\n"
 DELIVERED = outcome.stored("written")
@@ -102,16 +102,23 @@ class Courier:
 
 
 class Stumbling(SqliteStore):
-    """A store of which some methods fail so many times."""
+    """A store of which some methods fail so many times, and which counts the searches for what is due."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.fail: Counter[str] = Counter()
+        self.leases = 0
 
     def _stumble(self, name: str) -> None:
         if self.fail[name]:
             self.fail[name] -= 1
             raise StoreError(f"no {name} today")
+
+    async def lease(
+        self, now: float, lease_until: float, limit: int, without: Collection[str] = (), limit_each: int | None = None
+    ) -> list[Leased]:
+        self.leases += 1
+        return await super().lease(now, lease_until, limit, without, limit_each)
 
     async def content(self, message_id: str) -> bytes:
         self._stumble("content")
