@@ -643,14 +643,14 @@ def _insert_all(connection: sqlite3.Connection, new: Sequence[_Kept], owner: str
     suppressed_of: list[frozenset[int]] = []
     for kept in new:
         item = _checked(kept.item, reasons)
-        messages.append(_message_row(item, kept))
+        pending = [each for each in item.recipients if each.state is State.PENDING]
+        messages.append(_message_row(item, kept, is_pending=bool(pending)))
         recipients += [_recipient_row(item, each, kept.lease_until, owner) for each in item.recipients]
         events += [_event_row(item.id, event) for event in _first_events(item)]
-        pending = [each for each in item.recipients if each.state is State.PENDING]
         for each in pending:
             at = max(each.next_attempt_at, kept.lease_until)
             due[each.destination] = min(due.get(each.destination, at), at)
-        suppressed = frozenset(each.number for each in item.recipients if each.state is State.SUPPRESSED)
+        suppressed = frozenset([each.number for each in item.recipients if each.state is State.SUPPRESSED])
         if not item.notice:  # our own notices are nobody's campaign
             counts.add(item.received_at, item.group, "received", 1)
             counts.add(item.received_at, item.group, "sent", len(pending))
@@ -674,14 +674,25 @@ def _insert_all(connection: sqlite3.Connection, new: Sequence[_Kept], owner: str
     return suppressed_of
 
 
-def _message_row(item: Item, kept: _Kept) -> tuple[Any, ...]:
-    is_pending = any(each.state is State.PENDING for each in item.recipients)
+def _message_row(item: Item, kept: _Kept, *, is_pending: bool) -> tuple[Any, ...]:
     return (
-        *(item.id, item.received_at, item.reverse_path, item.group, item.login, item.provider, item.subject),
-        *(item.size_octets, item.eight_bit, item.smtputf8, item.not_before, item.notice),
+        item.id,
+        item.received_at,
+        item.reverse_path,
+        item.group,
+        item.login,
+        item.provider,
+        item.subject,
+        item.size_octets,
+        item.eight_bit,
+        item.smtputf8,
+        item.not_before,
+        item.notice,
         _layout(item.layout),
         json.dumps(item.failed_steps) if item.failed_steps else "[]",
-        *(kept.in_file, _digest(kept.content), None if is_pending else item.received_at),
+        kept.in_file,
+        _digest(kept.content),
+        None if is_pending else item.received_at,
     )
 
 
@@ -696,9 +707,16 @@ def _layout(layout: Layout) -> str:
 def _recipient_row(item: Item, recipient: Recipient, lease_until: float, owner: str) -> tuple[Any, ...]:
     leased = bool(lease_until) and recipient.state is State.PENDING
     return (
-        *(item.id, recipient.number, recipient.address, recipient.destination, recipient.state.value),
-        *(recipient.attempts + leased, max(recipient.next_attempt_at, lease_until)),
-        *(recipient.reply, recipient.remote_host, owner if leased else ""),
+        item.id,
+        recipient.number,
+        recipient.address,
+        recipient.destination,
+        recipient.state.value,
+        recipient.attempts + leased,
+        max(recipient.next_attempt_at, lease_until),
+        recipient.reply,
+        recipient.remote_host,
+        owner if leased else "",
     )
 
 

@@ -22,6 +22,7 @@ from proxy.translate.model import (
     Selector,
     Strip,
     TranslateRule,
+    When,
 )
 
 _NATIVE_KEYS = frozenset(name.lower().encode() for name in NATIVE)
@@ -122,6 +123,8 @@ class Plan:
         json: For each name whose value is a JSON document.
         signatures: Indices of DKIM signatures.
         unknown: Of the fields that leave, those no rule knows.
+        read: Indices of all fields that anything here has to do with.
+        asks_recipients: Whether some rule asks who gets the message.
     """
 
     providers: tuple[str, ...]
@@ -132,6 +135,8 @@ class Plan:
     json: Mapping[bytes, Documents]
     signatures: tuple[int, ...]
     unknown: tuple[Unknown, ...]
+    read: tuple[int, ...] = ()
+    asks_recipients: bool = False
 
 
 @frozen(eq=False)
@@ -299,6 +304,12 @@ class Planner:
                 Unknown(index, *pattern)
                 for index in sorted(removable)
                 if (pattern := interests[names[index]].pattern) is not None
+            ),
+            read=tuple(sorted(index for each in found.values() for index in each)),
+            asks_recipients=any(
+                rule.min_recipients or rule.when is When.OTHER_RECIPIENTS
+                for interest in interests.values()
+                for _, rule, _ in interest.losses
             ),
         )
 
