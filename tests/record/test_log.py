@@ -193,9 +193,10 @@ def test_cut_text_has_2000_characters_and_says_so() -> None:
     assert read(names={str(i): i for i in range(900)})["names"]["…"] == "800 more"
 
 
-def test_numbers_that_json_does_not_know_become_text() -> None:
-    """A line is JSON by the standard, for every reader."""
-    assert read(a=float("nan"), b=float("inf"))["a"] == "nan"
+def test_numbers_that_json_does_not_know_become_null_or_text() -> None:
+    """A line is JSON by the standard, for every reader; where something else in it is cut or escaped, they are text."""
+    assert [read(a=float("nan"), b=float("inf"))[name] for name in "ab"] == [None, None]
+    assert [read(a=float("nan"), b=float("inf"), c="\u2028")[name] for name in "ab"] == ["nan", "inf"]
 
 
 def test_value_that_holds_itself_is_cut() -> None:

@@ -191,8 +191,8 @@ def test_any_octets_give_a_translation_that_touches_nothing_else(
 @EVERY_POLICY
 @settings(max_examples=15)
 @given(data=st.lists(sections(), min_size=1, max_size=3), more=field(OTHER_NAMES), provider=PROVIDERS)
-@example(data=[b"X-SMTPAPI: {\"to\": [\"r0@example.com\"]}\r\n"], more=b"X-Own: o\r\n", provider="")
-@example(data=[b"X-Mailgun-Recipient-Variables: {\"r0@example.com\": {}}\r\n"], more=b"X-Own: o\r\n", provider="")
+@example(data=[b'X-SMTPAPI: {"to": ["r0@example.com"]}\r\n'], more=b"X-Own: o\r\n", provider="")
+@example(data=[b'X-Mailgun-Recipient-Variables: {"r0@example.com": {}}\r\n'], more=b"X-Own: o\r\n", provider="")
 def test_what_came_before_changes_nothing(
     strip: Strip, when_absent: str, data: list[bytes], more: bytes, provider: str
 ) -> None:
