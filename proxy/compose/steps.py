@@ -140,8 +140,7 @@ def plan(content: bytes, options: Options) -> Job | Composed:
         A job, or, where there is no HTML work, the message as it came.
     """
     steps = options.steps
-    # A part is HTML by its own word only, which no folding parts; most mail of machines is plain text.
-    if not steps or b"text/html" not in content.lower():
+    if not steps or not _may_have_html(content):
         return unchanged(content)
     try:
         found = mime.parts(content)
@@ -158,6 +157,12 @@ def plan(content: bytes, options: Options) -> Job | Composed:
         return Job(content, work, part, _around(part) if "text_part" in steps else None)
     except Unfit as unfit:
         return unchanged(content, steps, str(unfit))
+
+
+def _may_have_html(content: bytes) -> bool:
+    """Tell whether a part may be HTML, which is so by its own word only: most mail of machines is plain text."""
+    head = content[: content.find(b"\r\n\r\n") + 1 or None].lower()
+    return b"text/html" in head or (b"multipart/" in head and b"text/html" in content.lower())
 
 
 def html_work(work: HtmlWork) -> HtmlResult:
