@@ -16,6 +16,7 @@ from proxy.translate.model import GROUP, INLINE_CSS, SWITCHES, TRACK_CLICKS, TRA
 from proxy.translate.values import FALSE_WORDS, TRUE_WORDS, clean_name, fit_name, switch_word
 
 _OURS = b"x-cmail-"
+_READ = frozenset(name.lower().encode() for name in (GROUP, *SWITCHES))
 _BLIND = frozenset([b"bcc", b"resent-bcc"])
 _SUBJECT_CHARACTERS = 200
 _KEPT_WISHES = 1024
@@ -70,13 +71,14 @@ def prepare(section: HeaderSection, message_id: str, now: datetime) -> Prepared:
     for index, key in enumerate(keys):
         if key.startswith(_OURS):
             remove.append(index)
-            asked.append((key, section.value(index)))
+            if key in _READ:  # by its name: what else begins so is the sender's to choose
+                asked.append((key, section.value(index)))
         elif key in _BLIND:
             remove.append(index)
     subject = ""
     if b"subject" in keys:
-        texts = [section.value(index) for index, key in enumerate(keys) if key == b"subject"]
-        subject = next(filter(None, [clean_name(encoded_words.decode(text)) for text in texts]), "")
+        texts = (section.value(index) for index, key in enumerate(keys) if key == b"subject")
+        subject = next(filter(None, (clean_name(encoded_words.decode(text)) for text in texts)), "")
     added = b""
     if b"date" not in keys:
         added += f"Date: {format_datetime(now)}\r\n".encode("ascii")

@@ -130,13 +130,16 @@ def _matches(sheet: Sheet, mark: str, html: bytes, codec: str, found: list[Tag])
             output = _inlined(marked, css)
         except css_inline.InlineError:
             raise Unmatched from None
-    # The rest of a start tag as css-inline writes it: values between such quotes, in which a `"` is an entity. Behind
-    # its number there is no `<` and no `>` of a start tag, while in a text there is one of them before its next tag.
-    numbered = re.compile(rf' {mark}="(\d+)"([^"<>]*+(?:"[^"]*+"[^"<>]*+)*+)>'.encode())
+    # A start tag as css-inline writes it, whatever the attributes are called: `="`, a value in which a `"` is an entity,
+    # `"`. In a text a `<` is an entity, so nothing there looks like one, and none is begun twice.
+    start_tag = re.compile(rb'<[^\t\n\f\r />< ]++((?: =?[^\t\n\f\r />= ]*+="[^"]*+")++)>')
+    number = re.compile(rf' {mark}="(\d+)"'.encode())
     entry = re.compile(rf"--{mark}-(\d+)".encode())
     copies: dict[int, set[tuple[int, ...]]] = defaultdict(set)
-    for number, rest in numbered.findall(output.encode("utf-8", "replace")):
-        copies[int(number)].add(tuple(map(int, entry.findall(rest))))
+    for attributes in start_tag.findall(output.encode("utf-8", "replace")):
+        place = number.search(attributes)
+        if place is not None:
+            copies[int(place[1])].add(tuple(map(int, entry.findall(attributes))))
     # A parser repeats misnested elements; where the copies differ, the tag has no one style.
     return {place: entries.pop() for place, entries in copies.items() if len(entries) == 1}
 

@@ -31,6 +31,7 @@ __all__ = ["Composed", "HtmlResult", "HtmlWork", "Job", "Options", "Slot", "fini
 # What a recipient's URL adds to a line: its token repeats the target, in letters that take more room.
 _URL_OCTETS = 400
 _DESCRIBING = b"content-"
+_LOOKED_AT_OCTETS = 65_536  # at a time: the whole of a large message need not be there twice
 
 
 @frozen
@@ -162,7 +163,10 @@ def plan(content: bytes, options: Options) -> Job | Composed:
 def _may_have_html(content: bytes) -> bool:
     """Tell whether a part may be HTML, which is so by its own word only: most mail of machines is plain text."""
     head = content[: content.find(b"\r\n\r\n") + 1 or None].lower()
-    return b"text/html" in head or (b"multipart/" in head and b"text/html" in content.lower())
+    if b"text/html" in head or b"multipart/" not in head:
+        return b"text/html" in head
+    pieces = (content[start : start + _LOOKED_AT_OCTETS + 8] for start in range(0, len(content), _LOOKED_AT_OCTETS))
+    return any(b"text/html" in piece.lower() for piece in pieces)
 
 
 def html_work(work: HtmlWork) -> HtmlResult:

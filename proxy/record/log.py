@@ -253,7 +253,7 @@ def _json_line(now: str, level: str, event: str, fields: dict[str, object]) -> b
         quick = orjson.dumps(record, option=_AS_JSON)
     except TypeError:  # what is no JSON, such as octets and lone surrogates
         quick = b""
-    if quick and quick.isascii() and len(quick) <= MAX_CHARACTERS:
+    if quick and quick.isascii() and b"\x7f" not in quick and len(quick) <= MAX_CHARACTERS:
         return quick + b"\n"
     try:
         line = _encode(record)

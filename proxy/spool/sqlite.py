@@ -819,6 +819,7 @@ def _change_all(connection: sqlite3.Connection, settled: Sequence[_Settled]) -> 
             address, destination, state, group, notice, aside = known[key]
             if state == State.REMOVED.value and change.state is not State.DELIVERED:
                 _let_go(connection, [key])
+                del known[key]
                 continue
             stays_aside = aside is not None and change.state is State.PENDING
             updates.append(

@@ -132,11 +132,10 @@ class Engine:
             if not provider:
                 return _UNTOUCHED
             plan = _EMPTY
-        if plan.signatures:  # no two messages have the same
-            return _Run(self, plan, section, envelope, provider).found().of(section)
         recipients = envelope.recipients if plan.asks_recipients else ()
         fields = tuple([section.field(index) for index in plan.read])
-        if sum([len(field) for field in fields]) > _KEPT_OCTETS:
+        # No two messages have the same signature.
+        if plan.signatures or not plan.kept or sum(map(len, (*fields, *recipients))) > _KEPT_OCTETS:
             return _Run(self, plan, section, envelope, provider).found().of(section)
         key = (plan, provider, recipients, fields)
         found = self._found.get(key)

@@ -125,6 +125,7 @@ class Plan:
         unknown: Of the fields that leave, those no rule knows.
         read: Indices of all fields that anything here has to do with.
         asks_recipients: Whether some rule asks who gets the message.
+        kept: Whether the next message with these names gets this same plan.
     """
 
     providers: tuple[str, ...]
@@ -137,6 +138,7 @@ class Plan:
     unknown: tuple[Unknown, ...]
     read: tuple[int, ...] = ()
     asks_recipients: bool = False
+    kept: bool = True
 
 
 @frozen(eq=False)
@@ -223,12 +225,13 @@ class Planner:
             if key not in self._interests:
                 self._remember(key)
         names = self._visible(section)  # with what is known of all of them by now
-        plan = self._made(names)
         long = [key for key in section.keys if len(key) > _MAX_NAME_OCTETS]
+        kept = len(names) <= _MAX_FIELDS_OF_A_PLAN and not long
+        plan = self._made(names, kept=kept)
         for key in long:
             self._interests.pop(key, None)
             self._marked.pop(key, None)
-        if len(names) <= _MAX_FIELDS_OF_A_PLAN and not long:
+        if kept:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[names] = plan
@@ -272,7 +275,7 @@ class Planner:
         patterns = [self._compiled[owner].file.pattern_of(key) for owner in owners]
         return (owners[0], patterns[0]) if patterns and all(patterns) else None
 
-    def _made(self, names: tuple[bytes, ...]) -> Plan | None:
+    def _made(self, names: tuple[bytes, ...], *, kept: bool) -> Plan | None:
         found: dict[bytes, list[int]] = {}
         interests: dict[bytes, _Interest] = {}
         for index, key in enumerate(names):
@@ -311,6 +314,7 @@ class Planner:
                 for interest in interests.values()
                 for _, rule, _ in interest.losses
             ),
+            kept=kept,
         )
 
     def _concerned(self, indices: Mapping[bytes, tuple[int, ...]]) -> list[str]:

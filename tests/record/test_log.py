@@ -99,6 +99,17 @@ def test_controls_never_start_a_new_line(format: str) -> None:
     assert "\\u2028" in line
 
 
+@pytest.mark.parametrize(
+    "character", [chr(code) for code in (*range(0x20), *range(0x7F, 0xA1), 0x2028, 0x2029, 0xD800)]
+)
+def test_each_control_is_escaped_alone(character: str) -> None:
+    """No other character of the line is what has it escaped."""
+    line = logged("json", value=f"a{character}b")
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["value"] == f"a{character}b"
+
+
 def test_json_values_come_back_as_they_were() -> None:
     """What is escaped can be read again."""
     assert read(value=NASTY)["value"] == NASTY
