@@ -19,8 +19,8 @@ _OURS = b"x-cmail-"
 _READ = frozenset(name.lower().encode() for name in (GROUP, *SWITCHES))
 _BLIND = frozenset([b"bcc", b"resent-bcc"])
 _SUBJECT_CHARACTERS = 200
-_KEPT_WISHES = 1024
-_KEPT_OCTETS = 1000
+_KEPT_WISHES = 512
+_KEPT_OCTETS = 500
 
 
 @frozen
@@ -85,7 +85,7 @@ def prepare(section: HeaderSection, message_id: str, now: datetime) -> Prepared:
     if b"message-id" not in keys:
         added += f"Message-ID: <{message_id}>\r\n".encode("ascii")
     head = section.edited(remove, added) if remove or added else section.raw[: section.end]
-    short = sum([len(value) for _, value in asked]) <= _KEPT_OCTETS
+    short = sum([len(key) + len(value) for key, value in asked]) <= _KEPT_OCTETS
     wishes = (_known_wishes if short else _wishes)(tuple(asked))
     return Prepared(head[section.start :], wishes, subject[:_SUBJECT_CHARACTERS])
 

@@ -130,8 +130,8 @@ def _matches(sheet: Sheet, mark: str, html: bytes, codec: str, found: list[Tag])
             output = _inlined(marked, css)
         except css_inline.InlineError:
             raise Unmatched from None
-    # A start tag as css-inline writes it, whatever the attributes are called: `="`, a value in which a `"` is an entity,
-    # `"`. In a text a `<` is an entity, so nothing there looks like one, and none is begun twice.
+    # A start tag as css-inline writes it, whatever its attributes are called: behind each name `="`, a value in which a
+    # `"` is an entity, and `"`. In a text a `<` is an entity, so nothing there looks like a tag.
     start_tag = re.compile(rb'<[^\t\n\f\r />< ]++((?: =?[^\t\n\f\r />= ]*+="[^"]*+")++)>')
     number = re.compile(rf' {mark}="(\d+)"'.encode())
     entry = re.compile(rf"--{mark}-(\d+)".encode())

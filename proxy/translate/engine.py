@@ -41,7 +41,7 @@ _MAX_SHOWN_CHARACTERS = 100
 _CACHED_VALUES = 2048
 _CACHED_CHARACTERS = 200
 # So do whole sets of them: what one app says of its messages, where it says nothing of a single message.
-_KEPT_MESSAGES = 1024
+_KEPT_MESSAGES = 512
 _KEPT_OCTETS = 1000
 
 _UNTOUCHED = Translation()
