@@ -75,10 +75,6 @@ def prepare(section: HeaderSection, message_id: str, now: datetime) -> Prepared:
                 asked.append((key, section.value(index)))
         elif key in _BLIND:
             remove.append(index)
-    subject = ""
-    if b"subject" in keys:
-        texts = (section.value(index) for index, key in enumerate(keys) if key == b"subject")
-        subject = next(filter(None, (clean_name(encoded_words.decode(text)) for text in texts)), "")
     added = b""
     if b"date" not in keys:
         added += f"Date: {format_datetime(now)}\r\n".encode("ascii")
@@ -87,7 +83,16 @@ def prepare(section: HeaderSection, message_id: str, now: datetime) -> Prepared:
     head = section.edited(remove, added) if remove or added else section.raw[: section.end]
     short = sum([len(key) + len(value) for key, value in asked]) <= _KEPT_OCTETS
     wishes = (_known_wishes if short else _wishes)(tuple(asked))
-    return Prepared(head[section.start :], wishes, subject[:_SUBJECT_CHARACTERS])
+    return Prepared(head[section.start :], wishes, _subject(section))
+
+
+def _subject(section: HeaderSection) -> str:
+    for index, key in enumerate(section.keys):
+        if key == b"subject":
+            text = clean_name(encoded_words.decode(section.value(index)))
+            if text:
+                return text[:_SUBJECT_CHARACTERS]
+    return ""
 
 
 def _wishes(asked: tuple[tuple[bytes, bytes], ...]) -> Wishes:
