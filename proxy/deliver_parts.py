@@ -293,9 +293,9 @@ class _Watcher:
 
     def kept(self, item: Item, suppressed: int) -> None:
         self._metrics.kept(suppressed)
-        # Mostly the line about the message says as much, and a second one costs as much again.
-        tell = self._log.info if suppressed or item.failed_steps or item.not_before else self._log.debug
-        tell(
+        if not (suppressed or item.failed_steps or item.not_before):
+            return  # the line about the message says all
+        self._log.info(
             "queued",
             id=item.id,
             group=item.group,

@@ -16,8 +16,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
@@ -300,10 +299,11 @@ class Queue:
     async def _attempt(self, item: Item, destination: str, recipients: Sequence[Recipient], content: bytes) -> None:
         """Attempt a message for its recipients at one destination, and write what came of it."""
 
+        taken = 0  # of what large contents may take in memory
+
         async def load() -> Mail:
-            nonlocal content
-            if item.size_octets > _LARGE_OCTETS:
-                await loaded.enter_async_context(self._memory.of(item.size_octets))
+            nonlocal content, taken
+            taken = await self._memory.take(item.size_octets)
             waiting.reschedule(None)
             content = content or await self._store.content(item.id)
             left = self._left(item, recipients)
@@ -313,11 +313,11 @@ class Queue:
             return Mail(item.reverse_path, tuple(self._copies.of(item, content, left)), smtputf8=item.smtputf8)
 
         results: dict[str, Result] = {}
-        otherwise = outcome.held(None, "there was no turn for it")
+        otherwise = _NO_TURN
         # It leaves the line by itself: a turn that came too late would be lost to those behind, who came as late then.
         waiting = asyncio.timeout(_WAIT_SECONDS)
         try:
-            async with waiting, AsyncExitStack() as loaded:
+            async with waiting:
                 results = await self._courier.deliver(destination, [each.address for each in recipients], load)
         except DamagedError as error:
             await self._set_aside(item, recipients, str(error))
@@ -328,6 +328,8 @@ class Queue:
             if not waiting.expired():
                 self._watcher.trouble(error)
                 otherwise = _own_trouble(error)
+        finally:
+            self._memory.give_back(taken)
         left = self._left(item, recipients)
         if left:
             await self._write(item, content, [(each, results.get(each.address, otherwise)) for each in left])
@@ -437,8 +439,11 @@ class Queue:
     async def _returned(self, item: Item) -> bytes:
         """Give what goes back with a notice where nothing was tried; without it the notice is still worth sending."""
         try:
-            async with self._memory.of(item.size_octets):  # what ends behind a pause may be hundreds at a time
+            taken = await self._memory.take(item.size_octets)  # what ends behind a pause may be hundreds at a time
+            try:
                 return await self._store.content(item.id)
+            finally:
+                self._memory.give_back(taken)
         except StoreError:
             return b""
 
@@ -458,6 +463,9 @@ def _own_trouble(error: Exception) -> Result:
     return Result(Outcome.DEFERRED, Scope.MESSAGE, Stage.STORE, None, "4.3.0", printable(reason))
 
 
+_NO_TURN = outcome.held(None, "there was no turn for it")
+
+
 class _WithdrawnError(Exception):
     """All its recipients were removed."""
 
@@ -467,23 +475,23 @@ class _Memory:
 
     def __init__(self) -> None:
         self._taken = 0
-        self._changed = asyncio.Condition()
+        self._freed = asyncio.Event()
 
-    @asynccontextmanager
-    async def of(self, octets: int) -> AsyncIterator[None]:
-        """Wait until there is room for a content, and have it."""
+    async def take(self, octets: int) -> int:
+        """Wait until there is room for a content, and have it; gives what is to be given back."""
         if octets <= _LARGE_OCTETS:
-            yield
-            return
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._taken or self._taken + octets <= _LARGE_TOGETHER_OCTETS)
-            self._taken += octets
-        try:
-            yield
-        finally:
-            self._taken -= octets
-            async with self._changed:
-                self._changed.notify_all()
+            return 0
+        while self._taken and self._taken + octets > _LARGE_TOGETHER_OCTETS:
+            self._freed.clear()
+            await self._freed.wait()
+        self._taken += octets
+        return octets
+
+    def give_back(self, octets: int) -> None:
+        """Free what was taken."""
+        self._taken -= octets
+        if octets:
+            self._freed.set()
 
 
 def _moment(at: float) -> datetime:
