@@ -402,3 +402,26 @@ async def test_dead_destination_with_a_hundred_thousand_messages_costs_the_other
         tracemalloc.stop()
         assert peak < 20_000_000
         assert len(here.queue._tasks) <= 10
+
+
+async def test_large_contents_are_in_memory_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for one to leave; small ones wait for none of them, and one larger than all room goes alone."""
+    monkeypatch.setattr(module, "_LARGE_OCTETS", len(CONTENT))
+    monkeypatch.setattr(module, "_LARGE_TOGETHER_OCTETS", 2000)
+    sizes = {"a": 900, "b": 900, "c": 900, "huge": 5000, "small": len(CONTENT)}
+    async with rig(tmp_path, lambda _: DELIVERED) as here:
+        here.courier.on_the_wire.clear()
+        for name, size in sizes.items():
+            recipient = Recipient(0, f"r@{name}.example", f"{name}.example")
+            content = CONTENT + b"x" * (size - len(CONTENT))
+            layout = Layout(len(content))
+            await here.store.add(
+                Item(name, time.time(), "app@example.com", (recipient,), layout, len(content)), content, 0
+            )
+        here.queue.wake()
+        await until(lambda: here.courier.tried.total() == len(sizes))
+        await until(lambda: len(here.courier.sent) == 3)
+        assert ["r@small.example"] in here.courier.sent
+        here.courier.on_the_wire.set()
+        await until(lambda: here.watcher.outcomes["delivered"] == len(sizes))
+        assert here.watcher.troubles == []
