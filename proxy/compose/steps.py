@@ -140,21 +140,20 @@ def plan(content: bytes, options: Options) -> Job | Composed:
     Returns:
         A job, or, where there is no HTML work, the message as it came.
     """
-    steps = options.steps
-    if not steps or not _may_have_html(content):
-        return unchanged(content)
+    if not _may_have_html(content) or not (steps := options.steps):
+        return _as_it_came(content)
     try:
         found = mime.parts(content)
         part = mime.html_part(found)
         if part is None or mime.is_closed(content, found):
-            return unchanged(content)
+            return _as_it_came(content)
         if mime.has_plain_text(found):
             steps -= {"text_part"}
         if not steps:
-            return unchanged(content)
+            return _as_it_came(content)
         work = _work(content, part, steps)
         if mime.is_closed_html(work.html):
-            return unchanged(content)
+            return _as_it_came(content)
         return Job(content, work, part, _around(part) if "text_part" in steps else None)
     except Unfit as unfit:
         return unchanged(content, steps, str(unfit))
@@ -225,9 +224,13 @@ def finish(job: Job, result: HtmlResult) -> Composed:
     )
 
 
-def unchanged(content: bytes, steps: frozenset[str] = frozenset(), reason: str = "") -> Composed:
+def unchanged(content: bytes, steps: frozenset[str], reason: str) -> Composed:
     """Give the message as it came; *steps* could not be done for the *reason*."""
     return Composed(content, b"", "", b"", (), (), tuple([(step, reason) for step in STEPS if step in steps]))
+
+
+def _as_it_came(content: bytes) -> Composed:
+    return Composed(content, b"", "", b"", (), (), ())
 
 
 def _work(content: bytes, part: Part, steps: frozenset[str]) -> HtmlWork:

@@ -130,8 +130,7 @@ class DeliverTransaction:
     def __init__(self, route: DeliverRoute, envelope: Envelope) -> None:
         self._route = route
         self._envelope = envelope
-        self._recipients: list[Recipient] = []
-        self._known: set[str] = set()
+        self._recipients: dict[str, tuple[str, str]] = {}  # address and destination, by what makes addresses the same
 
     async def recipient(self, address: str) -> Reply:
         """Take every address that has a domain; what becomes of it shows later."""
@@ -140,9 +139,7 @@ class DeliverTransaction:
             return NO_DOMAIN
         local, at, domain = address.rpartition("@")
         same = f"{local}{at}{domain.lower()}"  # RFC 5321, 2.4: case matters in the local part alone
-        if same not in self._known:  # once is enough
-            self._known.add(same)
-            self._recipients.append(Recipient(len(self._recipients), address, destination))
+        self._recipients.setdefault(same, (address, destination))  # once is enough
         return RCPT_OK
 
     async def send(self, head: bytes, content: Content, about: About) -> Sent:
@@ -233,8 +230,10 @@ class DeliverTransaction:
             received_at=now,
             reverse_path=self._envelope.reverse_path,
             recipients=tuple(
-                Recipient(each.number, each.address, each.destination, next_attempt_at=due_at)
-                for each in self._recipients
+                [
+                    Recipient(number, address, destination, next_attempt_at=due_at)
+                    for number, (address, destination) in enumerate(self._recipients.values())
+                ]
             ),
             layout=layout,
             size_octets=octets,

@@ -70,7 +70,7 @@ class HeaderSection:
         Returns:
             The section; ``data[section.end:]`` is the rest, the separating blank line included.
         """
-        mailbox_line = _MAILBOX_LINE.match(data)
+        mailbox_line = _MAILBOX_LINE.match(data) if data.startswith((b"From ", b">From ")) else None
         start = mailbox_line.end() if mailbox_line else 0
         blank_line = data.find(b"\r\n\r\n", start) + 2
         if blank_line > 1:  # all fields at one go, if there is nothing else in front of the blank line
