@@ -16,7 +16,7 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import IO, Any
 
 from proxy import __version__, rulebook
@@ -69,12 +69,13 @@ class App:
         self.metrics = Metrics(__version__, [policy.name for policy, _ in self._sockets], providers)
         self._certificates = Certificates(settings.tls, settings.data_dir, settings.hostname)
         self._tokens = TokenStore(settings.data_dir / TOKENS_FILE)
-        new_id = _ids()
+        own = base64.b32encode(os.urandom(5)).decode("ascii").lower()
+        new_message_id = _message_ids(own)
         self._parts: Parts
         if settings.delivers:
             from proxy.deliver_parts import DeliverParts  # and all that it imports, which route relay has no use for
 
-            self._parts = DeliverParts(settings, log, self.metrics, new_id, public)
+            self._parts = DeliverParts(settings, log, self.metrics, new_message_id, public)
         else:
             self._parts = RelayParts(settings, log, self.metrics, self.health)
         self._service = Service(
@@ -87,7 +88,8 @@ class App:
             connections=share(settings.limits.connections, settings),
             log=log,
             metrics=self.metrics,
-            new_id=new_id,
+            new_id=_session_ids(own),
+            new_message_id=new_message_id,
         )
         self._listeners = Listeners(self._service)
         self._settings_file = _Stamp(settings.source.file)
@@ -220,11 +222,25 @@ def _limits(settings: Settings) -> MessageLimits:
     )
 
 
-def _ids() -> Callable[[], str]:
+def _session_ids(own: str) -> Callable[[], str]:
     """Make session ids: unlike those of any other process, and short enough to read out."""
-    start = base64.b32encode(os.urandom(5)).decode("ascii").lower()
     counter = itertools.count(1)
-    return lambda: f"{start}{next(counter):x}"
+    return lambda: f"{own}{next(counter):x}"
+
+
+def _message_ids(own: str) -> Callable[[], str]:
+    """
+    Make queue ids: unlike those of any other process, and each behind all earlier ones in order of the alphabet, so
+    that a store writes at one end of its indices and not all over them.
+    """
+    last = 0
+
+    def new() -> str:
+        nonlocal last
+        last = max(last + 1, int(time() * 1000))
+        return f"{last:011x}{own}"
+
+    return new
 
 
 def raise_descriptor_limit(settings: Settings, log: Log) -> None:

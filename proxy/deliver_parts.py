@@ -293,6 +293,8 @@ class _Watcher:
 
     def kept(self, item: Item, suppressed: int) -> None:
         self._metrics.kept(suppressed)
+        if not (suppressed or item.failed_steps or item.not_before):
+            return  # the line about the message says all
         self._log.info(
             "queued",
             id=item.id,

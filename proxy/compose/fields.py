@@ -6,6 +6,7 @@ Source: RFC 6409, 8 (Date and Message-ID may be added), RFC 5322, 3.6.3 and 3.6.
 
 from datetime import datetime
 from email.utils import format_datetime
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -15,8 +16,11 @@ from proxy.translate.model import GROUP, INLINE_CSS, SWITCHES, TRACK_CLICKS, TRA
 from proxy.translate.values import FALSE_WORDS, TRUE_WORDS, clean_name, fit_name, switch_word
 
 _OURS = b"x-cmail-"
+_READ = frozenset(name.lower().encode() for name in (GROUP, *SWITCHES))
 _BLIND = frozenset([b"bcc", b"resent-bcc"])
 _SUBJECT_CHARACTERS = 200
+_KEPT_WISHES = 512
+_KEPT_OCTETS = 500
 
 
 @frozen
@@ -61,29 +65,43 @@ def prepare(section: HeaderSection, message_id: str, now: datetime) -> Prepared:
         message_id: For a Message-ID, ``left@right`` without brackets.
         now: For a Date. Aware.
     """
-    values: dict[bytes, str] = {}
+    keys = section.keys
+    asked: list[tuple[bytes, bytes]] = []
     remove: list[int] = []
-    subject = ""
-    for index, key in enumerate(section.keys):
+    for index, key in enumerate(keys):
         if key.startswith(_OURS):
             remove.append(index)
-            text = encoded_words.decode(section.value(index)).strip()
-            if text and key not in values:
-                values[key] = text
+            if key in _READ:  # by its name: what else begins so is the sender's to choose
+                asked.append((key, section.value(index)))
         elif key in _BLIND:
             remove.append(index)
-        elif key == b"subject" and not subject:
-            subject = clean_name(encoded_words.decode(section.value(index)))[:_SUBJECT_CHARACTERS]
     added = b""
-    if b"date" not in section.keys:
+    if b"date" not in keys:
         added += f"Date: {format_datetime(now)}\r\n".encode("ascii")
-    if b"message-id" not in section.keys:
+    if b"message-id" not in keys:
         added += f"Message-ID: <{message_id}>\r\n".encode("ascii")
     head = section.edited(remove, added) if remove or added else section.raw[: section.end]
-    return Prepared(head[section.start :], _wishes(values), subject)
+    short = sum([len(key) + len(value) for key, value in asked]) <= _KEPT_OCTETS
+    wishes = (_known_wishes if short else _wishes)(tuple(asked))
+    return Prepared(head[section.start :], wishes, _subject(section))
 
 
-def _wishes(values: dict[bytes, str]) -> Wishes:
+def _subject(section: HeaderSection) -> str:
+    for index, key in enumerate(section.keys):
+        if key == b"subject":
+            text = clean_name(encoded_words.decode(section.value(index)))
+            if text:
+                return text[:_SUBJECT_CHARACTERS]
+    return ""
+
+
+def _wishes(asked: tuple[tuple[bytes, bytes], ...]) -> Wishes:
+    """Read X-Cmail fields, each with its name in lower case and its value."""
+    values: dict[bytes, str] = {}
+    for key, value in asked:
+        text = encoded_words.decode(value).strip()
+        if text and key not in values:
+            values[key] = text
     switches: dict[str, bool] = {}
     malformed: list[str] = []
     for name in SWITCHES:
@@ -93,6 +111,9 @@ def _wishes(values: dict[bytes, str]) -> Wishes:
             malformed.append(name)
     group = fit_name(clean_name(values.get(GROUP.lower().encode(), "")))
     return Wishes(group or None, switches[TRACK_OPENS], switches[TRACK_CLICKS], switches[INLINE_CSS], tuple(malformed))
+
+
+_known_wishes = lru_cache(_KEPT_WISHES)(_wishes)  # an app asks for the same few things all day
 
 
 def without_dots(content: bytes) -> bytes:

@@ -20,7 +20,7 @@ import css_inline
 
 from proxy.compose.cascade import Sheet
 from proxy.compose.edits import Edit
-from proxy.compose.markup import Tag, attribute_text, tags
+from proxy.compose.markup import Tag, attribute_text
 
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _UNSTYLED = frozenset(b"head meta title link script style base noscript br wbr param source track template".split())
@@ -130,14 +130,16 @@ def _matches(sheet: Sheet, mark: str, html: bytes, codec: str, found: list[Tag])
             output = _inlined(marked, css)
         except css_inline.InlineError:
             raise Unmatched from None
+    # A start tag as css-inline writes it, whatever its attributes are called: behind each name `="`, a value in which a
+    # `"` is an entity, and `"`. In a text a `<` is an entity, so nothing there looks like a tag.
+    start_tag = re.compile(rb'<[^\t\n\f\r />< ]++((?: =?[^\t\n\f\r />= ]*+="[^"]*+")++)>')
     number = re.compile(rf' {mark}="(\d+)"'.encode())
     entry = re.compile(rf"--{mark}-(\d+)".encode())
     copies: dict[int, set[tuple[int, ...]]] = defaultdict(set)
-    for tag in tags(output.encode("utf-8", "replace")):
-        text = tag.text
-        place = number.search(text)
+    for attributes in start_tag.findall(output.encode("utf-8", "replace")):
+        place = number.search(attributes)
         if place is not None:
-            copies[int(place[1])].add(tuple(map(int, entry.findall(text))))
+            copies[int(place[1])].add(tuple(map(int, entry.findall(attributes))))
     # A parser repeats misnested elements; where the copies differ, the tag has no one style.
     return {place: entries.pop() for place, entries in copies.items() if len(entries) == 1}
 
@@ -150,6 +152,7 @@ def _marked(mark: str, html: bytes, found: list[Tag], *, keep_styles: bool) -> b
     """Write the HTML with a number on each start tag, without style sheets, links to them, and style attributes."""
     pieces: list[bytes] = []
     done = 0
+    lower = html.lower()
     for index, tag in enumerate(found):
         if tag.conditional or tag.closing:
             continue
@@ -160,9 +163,10 @@ def _marked(mark: str, html: bytes, found: list[Tag], *, keep_styles: bool) -> b
             pieces += (html[done : tag.start], b"<style>")
             done = tag.raw_end
         elif tag.name not in _UNSTYLED:
-            pieces += (html[done : tag.name_end], f' {mark}="{index}"'.encode())
-            done = tag.name_end
-            if keep_styles or b"style" not in tag.text.lower():
+            name_end = tag.name_end
+            pieces += (html[done:name_end], f' {mark}="{index}"'.encode())
+            done = name_end
+            if keep_styles or lower.find(b"style", done, tag.end) < 0:
                 continue
             for attribute in tag.attributes():
                 if attribute.name == b"style":

@@ -31,6 +31,7 @@ __all__ = ["Composed", "HtmlResult", "HtmlWork", "Job", "Options", "Slot", "fini
 # What a recipient's URL adds to a line: its token repeats the target, in letters that take more room.
 _URL_OCTETS = 400
 _DESCRIBING = b"content-"
+_LOOKED_AT_OCTETS = 65_536  # at a time: the whole of a large message need not be there twice
 
 
 @frozen
@@ -139,24 +140,32 @@ def plan(content: bytes, options: Options) -> Job | Composed:
     Returns:
         A job, or, where there is no HTML work, the message as it came.
     """
-    steps = options.steps
-    if not steps:
-        return unchanged(content)
+    if not _may_have_html(content) or not (steps := options.steps):
+        return _as_it_came(content)
     try:
         found = mime.parts(content)
         part = mime.html_part(found)
         if part is None or mime.is_closed(content, found):
-            return unchanged(content)
+            return _as_it_came(content)
         if mime.has_plain_text(found):
             steps -= {"text_part"}
         if not steps:
-            return unchanged(content)
+            return _as_it_came(content)
         work = _work(content, part, steps)
         if mime.is_closed_html(work.html):
-            return unchanged(content)
+            return _as_it_came(content)
         return Job(content, work, part, _around(part) if "text_part" in steps else None)
     except Unfit as unfit:
         return unchanged(content, steps, str(unfit))
+
+
+def _may_have_html(content: bytes) -> bool:
+    """Tell whether a part may be HTML, which is so by its own word only: most mail of machines is plain text."""
+    head = content[: content.find(b"\r\n\r\n") + 1 or None].lower()
+    if b"text/html" in head or b"multipart/" not in head:
+        return b"text/html" in head
+    pieces = (content[start : start + _LOOKED_AT_OCTETS + 8] for start in range(0, len(content), _LOOKED_AT_OCTETS))
+    return any(b"text/html" in piece.lower() for piece in pieces)
 
 
 def html_work(work: HtmlWork) -> HtmlResult:
@@ -215,9 +224,13 @@ def finish(job: Job, result: HtmlResult) -> Composed:
     )
 
 
-def unchanged(content: bytes, steps: frozenset[str] = frozenset(), reason: str = "") -> Composed:
+def unchanged(content: bytes, steps: frozenset[str], reason: str) -> Composed:
     """Give the message as it came; *steps* could not be done for the *reason*."""
     return Composed(content, b"", "", b"", (), (), tuple([(step, reason) for step in STEPS if step in steps]))
+
+
+def _as_it_came(content: bytes) -> Composed:
+    return Composed(content, b"", "", b"", (), (), ())
 
 
 def _work(content: bytes, part: Part, steps: frozenset[str]) -> HtmlWork:

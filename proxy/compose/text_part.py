@@ -27,10 +27,9 @@ _BULLET = "* "
 _LAYOUT = PlainText(links="inline", images=True, bullet=_BULLET)
 
 # Preheaders are padded with characters that take no room; a run of them means nothing.
-_PADDING = re.compile("[\\s\u00ad\u034f\u200b-\u200f\u2060\ufeff]{2,}")
-_NO_ROOM = re.compile("[\u00ad\u034f\u200b-\u200f\u2060\ufeff]")
+_NO_ROOM = "\u00ad\u034f\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+_PADDING = re.compile(rf"[\s{_NO_ROOM}]{{2,}}")
 _LONE_BULLET = re.compile(r"^([ ]*+(?:\*|\d{1,9}\.))[ ]*+\n\s*+(?=\S)", re.MULTILINE)
-_LAST_BLANKS = re.compile(r"(?<=\S)[ \t]++$|^[ \t]++$", re.MULTILINE)
 _STRAY_BLANK = re.compile(r"^ (?=\S)", re.MULTILINE)  # a lone one is no indentation
 _EMPTY_LINES = re.compile(r"\n{3,}")
 _NOT_READ = re.compile(r"^[\x00-\x20]++|[\x00-\x20]++$|[\t\n\r]++")  # in an address (WHATWG URL, 4.4)
@@ -109,17 +108,23 @@ def _bare(address: str) -> str:
 
 
 def _tidy(text: str) -> str:
+    # Each of these is looked for before a pattern is: the patterns would stop at every blank of the text.
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u00a0", " ")
-    text = _PADDING.sub(_run, text)
-    text = _STRAY_BLANK.sub("", text)
+    if any(character in text for character in _NO_ROOM):
+        text = _PADDING.sub(_run, text)
+    if text.startswith(" ") or "\n " in text:
+        text = _STRAY_BLANK.sub("", text)
     text = _LONE_BULLET.sub(r"\1 ", text)
-    text = _EMPTY_LINES.sub("\n\n", _LAST_BLANKS.sub("", text)).strip("\n")
+    text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])
+    if "\n\n\n" in text:
+        text = _EMPTY_LINES.sub("\n\n", text)
+    text = text.strip("\n")
     return f"{text}\n" if text.strip() else ""
 
 
 def _run(run: re.Match[str]) -> str:
     """Give a run of blanks without characters that take no room; what is left of padding is its line ends."""
-    if _NO_ROOM.search(run[0]) is None:
+    if not any(character in run[0] for character in _NO_ROOM):
         return run[0]
     rest = "".join([character for character in run[0] if character == "\n"])
     return rest or " "

@@ -36,6 +36,9 @@ class Courier(Protocol):
     def paused(self) -> Collection[str]:
         """Destinations to leave alone for now."""
 
+    def is_paused(self, destination: str) -> bool:
+        """Whether a destination is one of those."""
+
     def crowded(self) -> Collection[str]:
         """Destinations for which more had better come later, though they are not out of order."""
 
@@ -70,6 +73,9 @@ class MailboxCourier:
     def paused(self) -> Collection[str]:
         return ()
 
+    def is_paused(self, _destination: str) -> bool:
+        return False
+
     def crowded(self) -> Collection[str]:
         return ()
 
@@ -96,12 +102,14 @@ class HostCourier:
     def paused(self) -> Collection[str]:
         return [key or TO_SMARTHOST for key in self._destinations.held()]
 
+    def is_paused(self, destination: str) -> bool:
+        return self._destinations.is_held(_key_of(destination))
+
     def crowded(self) -> Collection[str]:
         return self._destinations.crowded()
 
     async def deliver(self, destination: str, recipients: Sequence[str], load: Load) -> dict[str, Result]:
-        key = SMARTHOST if destination == TO_SMARTHOST else destination
-        return await self._destinations.deliver(key, recipients, load)
+        return await self._destinations.deliver(_key_of(destination), recipients, load)
 
     def tidy(self) -> None:
         self._destinations.tidy()
@@ -111,6 +119,10 @@ class HostCourier:
 
     async def close(self) -> None:
         await self._destinations.close()
+
+
+def _key_of(destination: str) -> str:
+    return SMARTHOST if destination == TO_SMARTHOST else destination
 
 
 def mailbox_folder(settings: Settings) -> Path:

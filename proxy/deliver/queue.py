@@ -16,8 +16,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
@@ -126,6 +125,11 @@ class Queue:
         """Look for what is due at once."""
         self._woken.set()
 
+    def added(self, recipients: Sequence[Recipient]) -> None:
+        """Look for a message that was kept without a lease of ours, unless it is for paused destinations alone."""
+        if not all(self._courier.is_paused(each.destination) for each in recipients):
+            self._woken.set()
+
     def reserve(self, recipients: Sequence[Recipient]) -> float:
         """
         Make room for a message that will be kept with a lease of ours; :meth:`begin` or :meth:`give_back` is next.
@@ -133,12 +137,14 @@ class Queue:
         Returns:
             The end of the lease; 0 where it is to wait in the store. Half of the room is left for what waits there.
         """
-        destinations = Counter(each.destination for each in recipients)
         if self._stopping or 2 * (len(self._under_way) + self._reserved + len(recipients)) > self._most:
             return 0.0
+        destinations = Counter([each.destination for each in recipients])
         if any(2 * (self._counts[name] + number) > self._most_each for name, number in destinations.items()):
             return 0.0
-        if not destinations.keys().isdisjoint((*self._courier.paused(), *self._courier.crowded())):
+        if any(self._courier.is_paused(name) for name in destinations):
+            return 0.0
+        if not destinations.keys().isdisjoint(self._courier.crowded()):
             return 0.0
         self._counts.update(destinations)
         self._reserved += len(recipients)
@@ -150,15 +156,16 @@ class Queue:
         for each in recipients:
             self._free(each.destination, 1)
 
-    def begin(self, item: Item, content: bytes) -> None:
+    def begin(self, item: Item, recipients: Sequence[Recipient], content: bytes) -> None:
         """
         Attempt a message that was kept with a lease of ours, in the room that was given back just now.
 
         Args:
+            recipients: Those of the message that are to get it, each with the attempt that begins.
             content: What was kept; empty where it is to be read.
         """
-        for destination, recipients in self._by_destination(item).items():
-            self._begin(item, destination, recipients, content)
+        for destination, some in self._by_destination(item.id, recipients).items():
+            self._begin(item, destination, some, content)
 
     async def stop(self, seconds: float) -> None:
         """
@@ -220,7 +227,7 @@ class Queue:
             now, now + LEASE_SECONDS, room, {*self._courier.paused(), *crowded}, self._most_each
         )
         for each in leased:
-            for destination, recipients in self._by_destination(each.item).items():
+            for destination, recipients in self._by_destination(each.item.id, each.item.recipients).items():
                 self._begin(each.item, destination, recipients)
         self._more = bool(leased or crowded)
         return bool(leased)
@@ -250,7 +257,7 @@ class Queue:
         now = self._clock()
         leased = await self._store.overdue(now, now + LEASE_SECONDS, room, paused, now - self._retry.expire_seconds)
         for each in leased:
-            for destination, recipients in self._by_destination(each.item).items():
+            for destination, recipients in self._by_destination(each.item.id, each.item.recipients).items():
                 self._begin(each.item, destination, recipients)
         if sum(len(each.item.recipients) for each in leased) == room:
             self._more = True
@@ -258,10 +265,10 @@ class Queue:
         self._expiry_at = clock() + _EXPIRY_SECONDS
         return False
 
-    def _by_destination(self, item: Item) -> dict[str, list[Recipient]]:
+    def _by_destination(self, message_id: str, recipients: Iterable[Recipient]) -> dict[str, list[Recipient]]:
         found: dict[str, list[Recipient]] = {}
-        for recipient in item.recipients:
-            if (item.id, recipient.number) not in self._under_way:  # else the clock was set: it is under way
+        for recipient in recipients:
+            if (message_id, recipient.number) not in self._under_way:  # else the clock was set: it is under way
                 found.setdefault(recipient.destination, []).append(recipient)
         return found
 
@@ -292,9 +299,11 @@ class Queue:
     async def _attempt(self, item: Item, destination: str, recipients: Sequence[Recipient], content: bytes) -> None:
         """Attempt a message for its recipients at one destination, and write what came of it."""
 
+        taken = 0  # of what large contents may take in memory
+
         async def load() -> Mail:
-            nonlocal content
-            await loaded.enter_async_context(self._memory.of(item.size_octets))
+            nonlocal content, taken
+            taken = await self._memory.take(item.size_octets)
             waiting.reschedule(None)
             content = content or await self._store.content(item.id)
             left = self._left(item, recipients)
@@ -304,11 +313,11 @@ class Queue:
             return Mail(item.reverse_path, tuple(self._copies.of(item, content, left)), smtputf8=item.smtputf8)
 
         results: dict[str, Result] = {}
-        otherwise = outcome.held(None, "there was no turn for it")
+        otherwise = _NO_TURN
         # It leaves the line by itself: a turn that came too late would be lost to those behind, who came as late then.
         waiting = asyncio.timeout(_WAIT_SECONDS)
         try:
-            async with waiting, AsyncExitStack() as loaded:
+            async with waiting:
                 results = await self._courier.deliver(destination, [each.address for each in recipients], load)
         except DamagedError as error:
             await self._set_aside(item, recipients, str(error))
@@ -319,6 +328,8 @@ class Queue:
             if not waiting.expired():
                 self._watcher.trouble(error)
                 otherwise = _own_trouble(error)
+        finally:
+            self._memory.give_back(taken)
         left = self._left(item, recipients)
         if left:
             await self._write(item, content, [(each, results.get(each.address, otherwise)) for each in left])
@@ -428,8 +439,11 @@ class Queue:
     async def _returned(self, item: Item) -> bytes:
         """Give what goes back with a notice where nothing was tried; without it the notice is still worth sending."""
         try:
-            async with self._memory.of(item.size_octets):  # what ends behind a pause may be hundreds at a time
+            taken = await self._memory.take(item.size_octets)  # what ends behind a pause may be hundreds at a time
+            try:
                 return await self._store.content(item.id)
+            finally:
+                self._memory.give_back(taken)
         except StoreError:
             return b""
 
@@ -449,6 +463,9 @@ def _own_trouble(error: Exception) -> Result:
     return Result(Outcome.DEFERRED, Scope.MESSAGE, Stage.STORE, None, "4.3.0", printable(reason))
 
 
+_NO_TURN = outcome.held(None, "there was no turn for it")
+
+
 class _WithdrawnError(Exception):
     """All its recipients were removed."""
 
@@ -458,23 +475,23 @@ class _Memory:
 
     def __init__(self) -> None:
         self._taken = 0
-        self._changed = asyncio.Condition()
+        self._freed = asyncio.Event()
 
-    @asynccontextmanager
-    async def of(self, octets: int) -> AsyncIterator[None]:
-        """Wait until there is room for a content, and have it."""
+    async def take(self, octets: int) -> int:
+        """Wait until there is room for a content, and have it; gives what is to be given back."""
         if octets <= _LARGE_OCTETS:
-            yield
-            return
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._taken or self._taken + octets <= _LARGE_TOGETHER_OCTETS)
-            self._taken += octets
-        try:
-            yield
-        finally:
-            self._taken -= octets
-            async with self._changed:
-                self._changed.notify_all()
+            return 0
+        while self._taken and self._taken + octets > _LARGE_TOGETHER_OCTETS:
+            self._freed.clear()
+            await self._freed.wait()
+        self._taken += octets
+        return octets
+
+    def give_back(self, octets: int) -> None:
+        """Free what was taken."""
+        self._taken -= octets
+        if octets:
+            self._freed.set()
 
 
 def _moment(at: float) -> datetime:

@@ -14,8 +14,6 @@ from pathlib import Path
 from time import monotonic
 from typing import IO, Protocol
 
-from attrs import evolve
-
 from proxy.compose.fields import Prepared, prepare, without_dots
 from proxy.compose.steps import Composed, Options
 from proxy.mail.envelope import Envelope
@@ -29,6 +27,8 @@ IN_MEMORY_OCTETS = 262_144
 _COMPOSED_AT_ONCE = 4
 _LARGE_OCTETS = 1 << 20
 _AT_HAND_OCTETS = 32_768  # larger ones do not wait for their attempt in memory
+
+_CAPABILITIES = Capabilities(size_octets=0, eight_bit=True, smtputf8=True)
 
 RCPT_OK = Reply(250, "2.1.5", "OK")
 NO_DOMAIN = Reply(553, "5.1.3", "The address has no domain, so there is nowhere to send it")
@@ -62,8 +62,8 @@ class Watcher(Protocol):
 class Attempts(Protocol):
     """Who attempts what is kept, see ``Queue``."""
 
-    def wake(self) -> None:
-        """Look for what is due at once."""
+    def added(self, recipients: Sequence[Recipient]) -> None:
+        """Look for a message that was kept without a lease."""
 
     def reserve(self, recipients: Sequence[Recipient]) -> float:
         """Make room for a message; gives the end of the lease to keep it with, or 0 where there is no room."""
@@ -71,7 +71,7 @@ class Attempts(Protocol):
     def give_back(self, recipients: Sequence[Recipient]) -> None:
         """Free room that was reserved."""
 
-    def begin(self, item: Item, content: bytes) -> None:
+    def begin(self, item: Item, recipients: Sequence[Recipient], content: bytes) -> None:
         """Attempt a message that is durable by now, and leased."""
 
 
@@ -117,7 +117,7 @@ class DeliverRoute:
     @property
     def capabilities(self) -> Capabilities:
         """What is kept here has no limits of its own."""
-        return Capabilities(size_octets=0, eight_bit=True, smtputf8=True)
+        return _CAPABILITIES
 
     async def begin(self, envelope: Envelope) -> "DeliverTransaction":
         """Every envelope can be kept."""
@@ -130,8 +130,7 @@ class DeliverTransaction:
     def __init__(self, route: DeliverRoute, envelope: Envelope) -> None:
         self._route = route
         self._envelope = envelope
-        self._recipients: list[Recipient] = []
-        self._known: set[str] = set()
+        self._recipients: dict[str, tuple[str, str]] = {}  # address and destination, by what makes addresses the same
 
     async def recipient(self, address: str) -> Reply:
         """Take every address that has a domain; what becomes of it shows later."""
@@ -140,9 +139,7 @@ class DeliverTransaction:
             return NO_DOMAIN
         local, at, domain = address.rpartition("@")
         same = f"{local}{at}{domain.lower()}"  # RFC 5321, 2.4: case matters in the local part alone
-        if same not in self._known:  # once is enough
-            self._known.add(same)
-            self._recipients.append(Recipient(len(self._recipients), address, destination))
+        self._recipients.setdefault(same, (address, destination))  # once is enough
         return RCPT_OK
 
     async def send(self, head: bytes, content: Content, about: About) -> Sent:
@@ -206,11 +203,14 @@ class DeliverTransaction:
                 queue.give_back(item.recipients)
         route.watcher.kept(item, len(suppressed))
         if queue is not None and lease_until:
-            pending = [each for each in item.recipients if each.number not in suppressed]
-            begun = tuple(evolve(each, attempts=each.attempts + 1) for each in pending)
-            queue.begin(evolve(item, recipients=begun), kept if len(kept) <= _AT_HAND_OCTETS else b"")
-        elif queue is not None:
-            queue.wake()
+            begun = [
+                Recipient(each.number, each.address, each.destination, attempts=1)
+                for each in item.recipients
+                if each.number not in suppressed
+            ]
+            queue.begin(item, begun, kept if len(kept) <= _AT_HAND_OCTETS else b"")
+        elif queue is not None and not item.not_before:
+            queue.added(item.recipients)
 
     def _options(self, prepared: Prepared) -> Options:
         wishes = prepared.wishes
@@ -230,8 +230,10 @@ class DeliverTransaction:
             received_at=now,
             reverse_path=self._envelope.reverse_path,
             recipients=tuple(
-                Recipient(each.number, each.address, each.destination, next_attempt_at=due_at)
-                for each in self._recipients
+                [
+                    Recipient(number, address, destination, next_attempt_at=due_at)
+                    for number, (address, destination) in enumerate(self._recipients.values())
+                ]
             ),
             layout=layout,
             size_octets=octets,

@@ -6,6 +6,7 @@ RFC 2034 (an enhanced status code on every 2yz, 4yz and 5yz but the greeting and
 """
 
 import re
+from functools import lru_cache
 
 from proxy.mail.envelope import Envelope, parse_path
 from proxy.mail.reply import Reply
@@ -97,6 +98,7 @@ def client_name(argument: str) -> str | None:
     return name if _NAME.fullmatch(name) else None
 
 
+@lru_cache(512)  # senders repeat
 def mail(argument: str, limit_octets: int, *, smtputf8: bool) -> Envelope | Reply:
     """
     Read the argument of MAIL.

@@ -26,6 +26,7 @@ TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many hops, this message is in a loop")
 _AS_IT_SHOULD_BE = ("accepted", "queued", "discarded")
 _CUT_OFF = "cut off at shutdown, before the message was complete"
 _CUT_OFF_WHOLE = "cut off at shutdown, waiting for the next hop, which may have taken the message"
+_UNTRANSLATED = Translation()
 GIVEN_UP = Reply(552, "5.3.4", "The message is far too large, closing")
 
 
@@ -50,7 +51,7 @@ class Submission:
     provider: str
     envelope: Envelope
     began: float
-    translation: Translation = field(factory=Translation)
+    translation: Translation = _UNTRANSLATED
     outcome: str = ""
     upstream: str = ""
     data_began: float = field(factory=monotonic)
@@ -200,15 +201,15 @@ def _write_log(service: Service, submission: Submission, content: StreamedConten
         client=submission.address,
         login=submission.login.name if submission.login else None,
         reverse_path=envelope.reverse_path,
-        recipients=list(envelope.recipients),
+        recipients=envelope.recipients,
         octets=content.octets,
-        providers=list(translation.providers),
+        providers=translation.providers,
         group=translation.group,
         set=[
             {"field": each.target, "value": each.value, "source": each.source or "when_absent", "rule": each.where}
             for each in translation.settings
         ],
-        removed=list(translation.removed),
+        removed=translation.removed,
         lost=[
             {"source": each.source, "class": each.loss_class, "action": each.action.value, "loses": each.loses}
             for each in translation.losses

@@ -234,7 +234,8 @@ class Connection(SMTP):
 
     async def _more(self, seconds: float, began: float) -> None:
         """Send what was written, and wait for the client, for so many seconds since *began*."""
-        await self._flush()
+        if self._out:
+            await self._flush()
         self.deadline = began + seconds
         self.idle_since = _NEVER if self._in_transaction() else began
         self._reading = True
@@ -246,15 +247,14 @@ class Connection(SMTP):
             self.deadline = self.idle_since = _NEVER
 
     async def _flush(self) -> None:
-        if self._out:
-            data = b"".join(self._out)
-            self._out.clear()
-            self._write(data)
-            # asyncio's flow control: the client does not read its replies; it has as long for that as for a command.
-            if self._paused:  # type: ignore[attr-defined]
-                self.deadline = monotonic() + self._service.limits.idle_seconds
-                await self._drain_helper()  # type: ignore[attr-defined]
-                self.deadline = _NEVER
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        self._write(data)
+        # asyncio's flow control: the client does not read its replies; it has as long for that as for a command.
+        if self._paused:  # type: ignore[attr-defined]
+            self.deadline = monotonic() + self._service.limits.idle_seconds
+            await self._drain_helper()  # type: ignore[attr-defined]
+            self.deadline = _NEVER
 
     def _write(self, data: bytes) -> None:
         if self.transport is not None and data:

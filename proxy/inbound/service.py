@@ -85,6 +85,7 @@ class Service:
         hostname: Our name in greeting, EHLO and Received.
         connections: Most sessions at a time, those in a TLS handshake before their greeting included.
         new_id: Gives session ids.
+        new_message_id: Gives queue ids.
 
     Attributes:
         sessions: Those that are served.
@@ -102,6 +103,7 @@ class Service:
     log: Log
     metrics: Metrics
     new_id: Callable[[], str]
+    new_message_id: Callable[[], str]
     sessions: set[Live] = field(factory=set)
     closing: set[Live] = field(factory=set)
     beginning: int = 0

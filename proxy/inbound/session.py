@@ -400,7 +400,7 @@ class Session(Connection):
     def _submission(self, envelope: Envelope) -> Submission:
         login = self._login
         return Submission(
-            id=f"{self._id}.{self._messages}",
+            id=self._service.new_message_id(),
             session_id=self._id,
             address=self._address,
             client=self._helo,

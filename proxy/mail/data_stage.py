@@ -29,6 +29,13 @@ def mend_line_ends(text: bytes) -> bytes:
     return _BARE_CR.sub(b" ", _LINE_END.sub(b"\r\n", text))
 
 
+def has_regular_line_ends(text: bytes) -> bool:
+    """Tell whether each CR and each LF is one half of a CRLF."""
+    scan = io.IncrementalNewlineDecoder(None, False)
+    scan.decode(text.decode("latin-1"))  # scans for line ends at memory speed; the text is not kept
+    return scan.newlines in (None, "\r\n") and not text.endswith(b"\r")
+
+
 class DataStage:
     """
     One message between 354 and its end.
@@ -43,7 +50,6 @@ class DataStage:
     __slots__ = (
         "_at_line_start",
         "_held",
-        "_lines",
         "_nuls_given_out",
         "_pending",
         "_virtual",
@@ -61,7 +67,6 @@ class DataStage:
         # The CRLF of the DATA command is the first half of the end of an empty message.
         self._pending = b"\r\n"
         self._virtual = True
-        self._lines = io.IncrementalNewlineDecoder(None, False)
         self._at_line_start = True  # or behind nothing but NULs, if so many that they were given out:
         self._nuls_given_out = False
         self._held = b""
@@ -93,9 +98,7 @@ class DataStage:
 
     def _regular(self, content: bytes) -> bytes:
         if not self.irregular:
-            self._lines.reset()
-            self._lines.decode(content.decode("latin-1"))  # scans for line ends at memory speed; the text is not kept
-            if self._lines.newlines in (None, "\r\n") and not content.endswith(b"\r"):
+            if has_regular_line_ends(content):
                 if not self._held and not self._nuls_given_out and b"\0" not in content:
                     self._at_line_start = content.endswith(b"\n")
                     return content

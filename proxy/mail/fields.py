@@ -70,7 +70,7 @@ class HeaderSection:
         Returns:
             The section; ``data[section.end:]`` is the rest, the separating blank line included.
         """
-        mailbox_line = _MAILBOX_LINE.match(data)
+        mailbox_line = _MAILBOX_LINE.match(data) if data.startswith((b"From ", b">From ")) else None
         start = mailbox_line.end() if mailbox_line else 0
         blank_line = data.find(b"\r\n\r\n", start) + 2
         if blank_line > 1:  # all fields at one go, if there is nothing else in front of the blank line
@@ -92,16 +92,21 @@ class HeaderSection:
         return (self[index] for index in range(len(self.keys)))
 
     def __getitem__(self, index: int) -> HeaderField:
-        raw = self.raw[self._ends[index] : self._ends[index + 1]]
+        raw = self.field(index)
         return HeaderField(raw, raw[: raw.index(b":")].rstrip(b" \t").decode("ascii"))
 
     def name(self, index: int) -> str:
         """The name of field *index* as written."""
-        return self[index].name
+        start = self._ends[index]
+        return self.raw[start : self.raw.index(b":", start)].rstrip(b" \t").decode("ascii")
+
+    def field(self, index: int) -> bytes:
+        """Field *index* as it stands: name, colon, value and folding, with the final CRLF."""
+        return self.raw[self._ends[index] : self._ends[index + 1]]
 
     def value(self, index: int) -> bytes:
         """The value of field *index*, as :attr:`HeaderField.value`."""
-        return _value(self.raw[self._ends[index] : self._ends[index + 1]])
+        return _value(self.field(index))
 
     def edited(self, remove: Collection[int], added: bytes, at: int | None = None) -> bytes:
         """

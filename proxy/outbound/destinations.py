@@ -232,6 +232,11 @@ class Destinations:
             del self._paused[key]
         return {key: each.paused_until - now for key, each in self._paused.items()}
 
+    def is_held(self, key: str) -> bool:
+        """Tell whether a destination is paused, without looking at all others."""
+        destination = self._paused.get(key)
+        return destination is not None and destination.paused_until > self._clock()
+
     def crowded(self) -> list[str]:
         """Tell for which destinations so much waits at their host that more had better come later."""
         return [each.key for each in self._places.refused()]

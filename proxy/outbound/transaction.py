@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from attrs import field, frozen
 
-from proxy.mail.data_stage import END_OF_DATA, mend_line_ends
+from proxy.mail.data_stage import END_OF_DATA, has_regular_line_ends, mend_line_ends
 from proxy.mail.reply import SERVICE_CLOSING, START_MAIL, Reply, printable
 from proxy.outbound.client import Connection, UpstreamError
 from proxy.outbound.mx import normal_domain
@@ -113,8 +113,7 @@ def stuffed(content: bytes) -> bytes:
     A bare CR or LF, which nothing here should hold, is mended first: some hosts take it for a line end, and what
     follows for commands.
     """
-    ends = content.count(b"\r\n")
-    if content.count(b"\n") != ends or content.count(b"\r") != ends:
+    if not has_regular_line_ends(content):
         content = mend_line_ends(content)
     if content.startswith(b"."):
         content = b"." + content

@@ -26,9 +26,9 @@ class DeliveryMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._destinations = GroupLabels(DESTINATION_LABEL_LIMIT)
-        self._kept = self._counter("queued_total", "Messages made durable, and answered with 250.")
+        self._kept = self._counter("queued_total", "Messages made durable, and answered with 250.").labels()
         self._not_kept = self._counter("not_queued_total", "Messages that could not be made durable: answered 4yz.")
-        self._compose_seconds = self._histogram("compose_seconds", "To compose a message.", _COMPOSE_SECONDS)
+        self._compose_seconds = self._histogram("compose_seconds", "To compose a message.", _COMPOSE_SECONDS).labels()
         self._compose_failures = self._counter(
             "compose_failures_total", "Content steps left undone; the message went on unchanged.", "step", "reason"
         )
@@ -37,8 +37,10 @@ class DeliveryMetrics:
         )
         self._delivery_seconds = self._histogram(
             "delivery_seconds", "From acceptance, or the time asked for, to delivery.", _DELIVERY_SECONDS
-        )
-        self._suppressed = self._counter("suppressed_total", "Recipients not attempted: on the suppression list.")
+        ).labels()
+        self._suppressed = self._counter(
+            "suppressed_total", "Recipients not attempted: on the suppression list."
+        ).labels()
         self._suppressions = self._counter("suppressions_total", "Addresses put on the suppression list by a bounce.")
         self._notices = self._counter("notices_total", "Notices to senders.", "kind")
         self._set_aside = self._counter("set_aside_total", "Messages found damaged, and set aside.")
@@ -63,14 +65,14 @@ class DeliveryMetrics:
 
     def composed(self, seconds: float, failed: Sequence[tuple[str, str]]) -> None:
         """Count a composed message, and the steps that were not done."""
-        self._compose_seconds.labels().observe(seconds)
+        self._compose_seconds.observe(seconds)
         for step, reason in failed:
             self._compose_failures.labels(step, reason).inc()
 
     def kept(self, suppressed: int) -> None:
         """Count a message that is durable."""
-        self._kept.labels().inc()
-        self._suppressed.labels().inc(suppressed)
+        self._kept.inc()
+        self._suppressed.inc(suppressed)
 
     def not_kept(self) -> None:
         """Count a message that could not be made durable."""
@@ -84,7 +86,7 @@ class DeliveryMetrics:
         """Count what came of an attempt for one recipient."""
         self._attempts.labels(outcome, self._destinations.label(destination)).inc()
         if outcome == "delivered":
-            self._delivery_seconds.labels().observe(seconds)
+            self._delivery_seconds.observe(seconds)
 
     def suppression(self) -> None:
         """Count an address that went onto the list."""

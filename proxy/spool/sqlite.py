@@ -21,9 +21,10 @@ import json
 import os
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -59,8 +60,10 @@ DATABASE_FILE = "spool.db"
 INLINE_OCTETS = 262_144
 _NEVER = 1e18
 _DAY_SECONDS = 86_400
+_HASHED_OCTETS = 2000
 _MOST_VALUES = 500  # in one statement; some builds of SQLite know no more than 999
 _BUSY_MILLISECONDS = 10_000
+_ROWS = (32, 16, 8)  # in one statement, each with up to 17 values; and any smaller number
 _LOG_PAGES = 4000  # 16 MB: pages that change with every commit go from the log into the file once for so many
 _ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
 _ITEM += "notice, layout, failed_steps"
@@ -330,7 +333,8 @@ class SqliteStore:
                 "SELECT at, kind, recipient, detail FROM event WHERE message_id = ? ORDER BY at, rowid", (message_id,)
             )
             item = _readable(row, _recipients(connection, message_id, pending=False))
-            return History(item, tuple(Event(*event) for event in events))
+            told = [Event(*event) for event in events if event[1] != "received"]  # as older programs wrote it
+            return History(item, (Event(item.received_at, "received", None, f"{item.size_octets} octets"), *told))
 
         return await self._writer.do(work)
 
@@ -512,9 +516,19 @@ def _read_content(path: Path, digest: bytes) -> bytes:
 
 
 def _intact(content: bytes, digest: bytes) -> bytes:
-    if hashlib.sha256(content).digest() != digest:
+    if _digest(content) != digest:
         raise DamagedError("its content is not what was kept")
     return content
+
+
+def _digest(content: bytes) -> bytes:
+    """Give the SHA-256 of content; of a small one in pieces for which hashlib does not give up the interpreter."""
+    if len(content) > INLINE_OCTETS // 8:
+        return hashlib.sha256(content).digest()
+    digest = hashlib.sha256()
+    for start in range(0, len(content), _HASHED_OCTETS):
+        digest.update(content[start : start + _HASHED_OCTETS])
+    return digest.digest()
 
 
 def _use_log(connection: sqlite3.Connection) -> None:
@@ -619,7 +633,7 @@ def _told(connection: sqlite3.Connection, notice: Notice) -> bool:
 
 
 def _insert_all(connection: sqlite3.Connection, new: Sequence[_Kept], owner: str) -> list[frozenset[int]]:
-    """Insert messages, a statement for each table; gives the numbers of the suppressed recipients of each."""
+    """Insert messages; gives the numbers of the suppressed recipients of each."""
     reasons = _suppressed_of(connection, [kept.item for kept in new])
     messages: list[tuple[Any, ...]] = []
     recipients: list[tuple[Any, ...]] = []
@@ -629,51 +643,62 @@ def _insert_all(connection: sqlite3.Connection, new: Sequence[_Kept], owner: str
     suppressed_of: list[frozenset[int]] = []
     for kept in new:
         item = _checked(kept.item, reasons)
-        messages.append(_message_row(item, kept))
+        pending = [each for each in item.recipients if each.state is State.PENDING]
+        messages.append(_message_row(item, kept, is_pending=bool(pending)))
         recipients += [_recipient_row(item, each, kept.lease_until, owner) for each in item.recipients]
         events += [_event_row(item.id, event) for event in _first_events(item)]
-        pending = [each for each in item.recipients if each.state is State.PENDING]
         for each in pending:
             at = max(each.next_attempt_at, kept.lease_until)
             due[each.destination] = min(due.get(each.destination, at), at)
-        suppressed = frozenset(each.number for each in item.recipients if each.state is State.SUPPRESSED)
+        suppressed = frozenset([each.number for each in item.recipients if each.state is State.SUPPRESSED])
         if not item.notice:  # our own notices are nobody's campaign
             counts.add(item.received_at, item.group, "received", 1)
             counts.add(item.received_at, item.group, "sent", len(pending))
             counts.add(item.received_at, item.group, "suppressed", len(suppressed))
         suppressed_of.append(suppressed)
-    connection.executemany(
-        f"INSERT INTO message ({_ITEM}, in_file, digest, final_at) VALUES ({','.join('?' * 17)})",  # noqa: S608
-        messages,
-    )
-    connection.executemany(
-        "INSERT INTO content (message_id, octets) VALUES (?, ?)",
+    _write_rows(connection, f"INSERT INTO message ({_ITEM}, in_file, digest, final_at)", messages)
+    _write_rows(
+        connection,
+        "INSERT INTO content (message_id, octets)",
         [(kept.item.id, kept.content) for kept in new if not kept.in_file],
     )
-    connection.executemany(
+    _write_rows(
+        connection,
         "INSERT INTO recipient (message_id, number, address, destination, state, attempts, next_attempt_at, reply, "
-        "remote_host, owner) VALUES (?,?,?,?,?,?,?,?,?,?)",
+        "remote_host, owner)",
         recipients,
     )
-    connection.executemany(_INSERT_EVENT, events)
-    for destination, at in due.items():
-        _due(connection, destination, at)
+    _write_rows(connection, _INSERT_EVENT, events)
+    _write_rows(connection, "INSERT INTO destination", list(due.items()), _IF_EARLIER)
     counts.write(connection)
     return suppressed_of
 
 
-def _message_row(item: Item, kept: _Kept) -> tuple[Any, ...]:
-    is_pending = any(each.state is State.PENDING for each in item.recipients)
+def _message_row(item: Item, kept: _Kept, *, is_pending: bool) -> tuple[Any, ...]:
     return (
-        *(item.id, item.received_at, item.reverse_path, item.group, item.login, item.provider, item.subject),
-        *(item.size_octets, item.eight_bit, item.smtputf8, item.not_before, item.notice),
+        item.id,
+        item.received_at,
+        item.reverse_path,
+        item.group,
+        item.login,
+        item.provider,
+        item.subject,
+        item.size_octets,
+        item.eight_bit,
+        item.smtputf8,
+        item.not_before,
+        item.notice,
         _layout(item.layout),
         json.dumps(item.failed_steps) if item.failed_steps else "[]",
-        *(kept.in_file, hashlib.sha256(kept.content).digest(), None if is_pending else item.received_at),
+        kept.in_file,
+        _digest(kept.content),
+        None if is_pending else item.received_at,
     )
 
 
 def _layout(layout: Layout) -> str:
+    if not layout.slots and not layout.html_octets and not layout.encoding:  # most of them: json takes its time
+        return f'{{"head_octets":{layout.head_octets},"html_octets":0,"encoding":"","slots":[]}}'
     fields = {name: getattr(layout, name) for name in ("head_octets", "html_octets", "encoding")}
     slots = [{"position": each.position, "kind": each.kind, "target": each.target} for each in layout.slots]
     return json.dumps({**fields, "slots": slots}, separators=(",", ":"))
@@ -682,15 +707,21 @@ def _layout(layout: Layout) -> str:
 def _recipient_row(item: Item, recipient: Recipient, lease_until: float, owner: str) -> tuple[Any, ...]:
     leased = bool(lease_until) and recipient.state is State.PENDING
     return (
-        *(item.id, recipient.number, recipient.address, recipient.destination, recipient.state.value),
-        *(recipient.attempts + leased, max(recipient.next_attempt_at, lease_until)),
-        *(recipient.reply, recipient.remote_host, owner if leased else ""),
+        item.id,
+        recipient.number,
+        recipient.address,
+        recipient.destination,
+        recipient.state.value,
+        recipient.attempts + leased,
+        max(recipient.next_attempt_at, lease_until),
+        recipient.reply,
+        recipient.remote_host,
+        owner if leased else "",
     )
 
 
 def _first_events(item: Item) -> Iterable[Event]:
-    """Say how a message came to be kept."""
-    yield Event(item.received_at, "received", None, f"{item.size_octets} octets")
+    """Say how a message came to be kept, but that it was received, which its row tells."""
     for step, reason in item.failed_steps:
         yield Event(item.received_at, "step_failed", None, f"{step}: {reason}")
     if item.not_before > item.received_at:
@@ -772,33 +803,30 @@ def _leased(connection: sqlite3.Connection, taken: Iterable[tuple[Any, ...]], no
 
 def _change_all(connection: sqlite3.Connection, settled: Sequence[_Settled]) -> list[set[str]]:
     """Write changes of recipients; gives for each the messages that any of them took effect for."""
+    known = _changeable(connection, [(one.message_id, one.number) for each in settled for one in each.changes])
     changed_of: list[set[str]] = []
     updates: list[tuple[Any, ...]] = []
     events: list[tuple[Any, ...]] = []
     counts = _Counts()
     destinations: set[str] = set()
-    ended: dict[tuple[str, int], float] = {}
+    ended: set[str] = set()
     for each in settled:
         changed: set[str] = set()
         for change in each.changes:
-            row = connection.execute(
-                "SELECT r.destination, r.state, m.grp, m.notice, m.set_aside FROM recipient r "
-                "JOIN message m ON m.id = r.message_id WHERE r.message_id = ? AND r.number = ? "
-                "AND (r.state = 'pending' OR r.state = 'removed' AND r.owner <> '')",
-                (change.message_id, change.number),
-            ).fetchone()
-            if row is None or (change.message_id, change.number) in ended:
+            key = (change.message_id, change.number)
+            if key not in known:
                 continue
-            destination, state, group, notice, aside = row
+            address, destination, state, group, notice, aside = known[key]
             if state == State.REMOVED.value and change.state is not State.DELIVERED:
-                _let_go(connection, [(change.message_id, change.number)])
+                _let_go(connection, [key])
+                del known[key]
                 continue
             stays_aside = aside is not None and change.state is State.PENDING
             updates.append(
                 (
-                    *(change.state.value, _NEVER if stays_aside else change.next_attempt_at),
-                    *(change.reply, change.remote_host, int(not change.attempted)),
-                    *(change.message_id, change.number),
+                    *(*key, address, destination, change.state.value),
+                    *(int(not change.attempted), _NEVER if stays_aside else change.next_attempt_at),
+                    *(change.reply, change.remote_host),
                 )
             )
             if change.event is not None:
@@ -808,31 +836,62 @@ def _change_all(connection: sqlite3.Connection, settled: Sequence[_Settled]) -> 
             destinations.add(destination)
             changed.add(change.message_id)
             if change.state is not State.PENDING:
-                ended[change.message_id, change.number] = each.now
+                del known[key]  # it is final: what comes behind comes too late
+                ended.add(change.message_id)
         changed_of.append(changed)
-    connection.executemany(
-        "UPDATE recipient SET state = ?, next_attempt_at = ?, reply = ?, remote_host = ?, owner = '', "
-        "attempts = max(attempts - ?, 0) WHERE message_id = ? AND number = ?",
+    _write_rows(
+        connection,
+        "INSERT INTO recipient (message_id, number, address, destination, state, attempts, next_attempt_at, reply, "
+        "remote_host)",
         updates,
+        # All of them exist. Of the attempts those are given that do not count.
+        "ON CONFLICT (message_id, number) DO UPDATE SET state = excluded.state, "
+        "next_attempt_at = excluded.next_attempt_at, reply = excluded.reply, remote_host = excluded.remote_host, "
+        "owner = '', attempts = max(attempts - excluded.attempts, 0)",
     )
-    connection.executemany(_INSERT_EVENT, events)
+    _write_rows(connection, _INSERT_EVENT, events)
     for destination in destinations:
         _refresh(connection, destination)
-    connection.executemany(
-        "UPDATE message SET final_at = ? WHERE id = ? AND NOT EXISTS "
-        "(SELECT 1 FROM recipient WHERE message_id = ? AND state = 'pending')",
-        {message_id: (now, message_id, message_id) for (message_id, _), now in ended.items()}.values(),
-    )
+    for some in _by_size([(message_id,) for message_id in ended]):
+        connection.execute(
+            f"UPDATE message SET final_at = ? WHERE id IN ({','.join('?' * len(some))}) AND NOT EXISTS "  # noqa: S608
+            "(SELECT 1 FROM recipient WHERE message_id = message.id AND state = 'pending')",
+            [max(each.now for each in settled), *chain.from_iterable(some)],
+        )
     counts.write(connection)
     return changed_of
 
 
+def _changeable(
+    connection: sqlite3.Connection, keys: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], tuple[Any, ...]]:
+    """
+    Find those of some recipients, each by message and number, that are pending, or were removed while they were leased.
+
+    Returns:
+        For each: address, destination, state; and of the message: group, whether it is a notice, and why it is set
+        aside.
+    """
+    found: dict[tuple[str, int], tuple[Any, ...]] = {}
+    for some in _by_size(list(dict.fromkeys(keys))):
+        rows = connection.execute(
+            f"WITH wanted (id, place) AS (VALUES {','.join(['(?,?)'] * len(some))}) "  # noqa: S608
+            "SELECT r.message_id, r.number, r.address, r.destination, r.state, m.grp, m.notice, m.set_aside "
+            "FROM wanted CROSS JOIN recipient r ON r.message_id = wanted.id AND r.number = wanted.place "
+            "JOIN message m ON m.id = r.message_id "
+            "WHERE r.state = 'pending' OR r.state = 'removed' AND r.owner <> ''",
+            list(chain.from_iterable(some)),
+        )
+        found.update(((row[0], row[1]), row[2:]) for row in rows.fetchall())
+    return found
+
+
+_IF_EARLIER = "ON CONFLICT (name) DO UPDATE SET due_at = min(due_at, excluded.due_at)"
+
+
 def _due(connection: sqlite3.Connection, destination: str, at: float) -> None:
     """Note that a destination has something due at that time, if not earlier."""
-    connection.execute(
-        "INSERT INTO destination VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET due_at = min(due_at, excluded.due_at)",
-        (destination, at),
-    )
+    _write_rows(connection, "INSERT INTO destination", [(destination, at)], _IF_EARLIER)
 
 
 def _refresh(connection: sqlite3.Connection, destination: str) -> None:
@@ -849,7 +908,34 @@ def _refresh(connection: sqlite3.Connection, destination: str) -> None:
         )
 
 
-_INSERT_EVENT = "INSERT INTO event VALUES (?, ?, ?, ?, ?)"
+_INSERT_EVENT = "INSERT INTO event"
+
+
+def _write_rows(
+    connection: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]], on_conflict: str = ""
+) -> None:
+    """
+    Write rows, many with each statement: one for each row, as ``executemany`` makes it, has the thread give up the
+    interpreter and wait for it as often.
+    """
+    for some in _by_size(rows):
+        connection.execute(_many(into, len(some[0]), len(some), on_conflict), list(chain.from_iterable(some)))
+
+
+def _by_size(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """Cut rows into pieces of few sizes, so that there are few statements to remember."""
+    position = 0
+    while position < len(rows):
+        left = len(rows) - position
+        count = left if left < _ROWS[-1] else next(size for size in _ROWS if size <= left)
+        yield rows[position : position + count]
+        position += count
+
+
+@lru_cache(maxsize=256)
+def _many(into: str, columns: int, rows: int, on_conflict: str) -> str:
+    row = f"({','.join('?' * columns)})"
+    return f"{into} VALUES {','.join([row] * rows)} {on_conflict}"
 
 
 def _event_row(message_id: str, event: Event) -> tuple[Any, ...]:
@@ -857,7 +943,7 @@ def _event_row(message_id: str, event: Event) -> tuple[Any, ...]:
 
 
 def _write_event(connection: sqlite3.Connection, message_id: str, event: Event) -> None:
-    connection.execute(_INSERT_EVENT, _event_row(message_id, event))
+    _write_rows(connection, _INSERT_EVENT, [_event_row(message_id, event)])
 
 
 class _Counts:
@@ -871,9 +957,11 @@ class _Counts:
             self._numbers[_day(int(at // _DAY_SECONDS)), group or UNGROUPED, kind] += number
 
     def write(self, connection: sqlite3.Connection) -> None:
-        connection.executemany(
-            "INSERT INTO figures VALUES (?, ?, ?, ?) ON CONFLICT (day, grp, kind) DO UPDATE SET n = n + excluded.n",
+        _write_rows(
+            connection,
+            "INSERT INTO figures",
             [(*key, number) for key, number in self._numbers.items()],
+            "ON CONFLICT (day, grp, kind) DO UPDATE SET n = n + excluded.n",
         )
 
 

@@ -3,6 +3,9 @@ One thread that has the database, and commits the work of many callers at a time
 
 A commit costs a sync of the disk whatever is in it, so all work that came during the last one goes into the next. The
 thread is there because sqlite3 waits for the disk, and the event loop must not.
+
+Under load it waits a moment before a commit, as long as more comes: thread and event loop take turns then, where
+otherwise they would take the interpreter from each other at every statement, which costs both of them as much again.
 """
 
 import asyncio
@@ -10,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from time import monotonic, sleep
 from typing import Any, Generic, TypeVar
 
 from proxy.spool.store import StoreError, StoreFullError
@@ -21,6 +25,9 @@ Batch = Callable[[sqlite3.Connection, list[A]], list[T]]
 """Work for many callers at a time; gives a value for each, in their order."""
 
 _MOST_AT_ONCE = 500
+_FEW = 3  # so much work in a commit is no load, and does not wait
+_MOMENT_SECONDS = 0.0002
+_LONGEST_SECONDS = 0.003
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
@@ -99,16 +106,27 @@ class Writer:
             self._opened.set()
             return
         self._opened.set()
+        jobs: list[_Job[Any, Any] | None] = []
         open_ = True
         while open_:
-            jobs = [self._jobs.get()]
-            while len(jobs) < _MOST_AT_ONCE and not self._jobs.empty():
-                jobs.append(self._jobs.get())
+            jobs = self._next(under_load=len(jobs) > _FEW)
             open_ = None not in jobs
             work = [job for job in jobs if job is not None]
             if work:
                 self._tell(work, self._together(connection, work) or self._each(connection, work))
         connection.close()
+
+    def _next(self, *, under_load: bool) -> "list[_Job[Any, Any] | None]":
+        """Wait for work, and give it with all that came meanwhile."""
+        jobs = [self._jobs.get()]
+        if under_load:
+            until, had = monotonic() + _LONGEST_SECONDS, -1
+            while had < (has := self._jobs.qsize()) < _MOST_AT_ONCE and monotonic() < until:
+                had = has
+                sleep(_MOMENT_SECONDS)
+        while len(jobs) < _MOST_AT_ONCE and not self._jobs.empty():
+            jobs.append(self._jobs.get())
+        return jobs
 
     def _together(self, connection: sqlite3.Connection, jobs: list[_Job[Any, Any]]) -> list[_Outcome] | None:
         """All in one commit; None where any of it failed, with nothing done."""

@@ -40,6 +40,9 @@ _MAX_SHOWN_CHARACTERS = 100
 # Switches and groups repeat from message to message. A longer text is read anew each time, so what is kept is bounded.
 _CACHED_VALUES = 2048
 _CACHED_CHARACTERS = 200
+# So do whole sets of them: what one app says of its messages, where it says nothing of a single message.
+_KEPT_MESSAGES = 512
+_KEPT_OCTETS = 1000
 
 _UNTOUCHED = Translation()
 
@@ -59,6 +62,42 @@ class _Outcome:
     invalid: Invalid | None = None
 
 
+@frozen
+class _Found:
+    """
+    What is to be done with every message that has the same control fields at the same places.
+
+    Args:
+        what: With no section as yet.
+        remove: Indices of the fields that leave.
+        added: Whole fields to write.
+        at: Index of the field before which they go; None for the end.
+    """
+
+    what: Translation
+    remove: frozenset[int]
+    added: bytes
+    at: int | None
+
+    def of(self, section: HeaderSection) -> Translation:
+        """Give it with the new section of one of those messages."""
+        if not self.remove and not self.added:
+            return self.what
+        what = self.what
+        return Translation(
+            section.edited(self.remove, self.added, self.at),
+            what.providers,
+            what.group,
+            what.settings,
+            what.removed,
+            what.losses,
+            what.remarks,
+            what.action,
+            what.reason,
+            what.deliver_at,
+        )
+
+
 class Engine:
     """
     Rule files and policy, compiled.
@@ -74,6 +113,7 @@ class Engine:
         self.deliver_later = deliver_later
         self.planner = Planner(files, policy, deliver_later=deliver_later)
         self.rule_files = {file.provider: file for file in files}
+        self._found: dict[tuple[Plan, str, tuple[str, ...], tuple[bytes, ...]], _Found] = {}
         self._read_short = lru_cache(_CACHED_VALUES)(_read)
         self._uses_short = lru_cache(_CACHED_VALUES)(partial(conditions.use, recipients=()))
         self._written_short = lru_cache(_CACHED_VALUES)(_written)
@@ -92,7 +132,18 @@ class Engine:
             if not provider:
                 return _UNTOUCHED
             plan = _EMPTY
-        return _Run(self, plan, section, envelope, provider).translation()
+        recipients = envelope.recipients if plan.asks_recipients else ()
+        fields = tuple([section.field(index) for index in plan.read])
+        # No two messages have the same signature.
+        if plan.signatures or not plan.kept or sum(map(len, (*fields, *recipients))) > _KEPT_OCTETS:
+            return _Run(self, plan, section, envelope, provider).found().of(section)
+        key = (plan, provider, recipients, fields)
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= _KEPT_MESSAGES:
+                self._found.clear()
+            found = self._found[key] = _Run(self, plan, section, envelope, provider).found()
+        return found.of(section)
 
     def read(self, rule: TranslateRule, provider: str, label: str, text: str) -> "tuple[Setting, bool] | None":
         """Read one text by a rule; as :func:`_read`."""
@@ -148,7 +199,7 @@ class _Run:
         self.refusals: list[tuple[Action, str]] = []
         self.deliver_at = ""
 
-    def translation(self) -> Translation:
+    def found(self) -> _Found:
         plan = self.plan
         if len(plan.providers) > 1:
             self.remark("two_providers", "", "", f"fields of {', '.join(plan.providers)} in one message")
@@ -160,13 +211,9 @@ class _Run:
             self.check_signatures(removed, settings)
         if plan.unknown:  # behind all others, of which there is a limited number
             self.tell_unknown()
-        section = None
-        if removed or settings:
-            added = b"".join([self.engine.written(setting) for setting in settings])
-            section = self.section.edited(removed, added, plan.first_control)
         action, reason = self.decision()
-        return Translation(
-            section,
+        what = Translation(
+            None,
             plan.providers,
             group,
             tuple(settings),
@@ -177,6 +224,8 @@ class _Run:
             reason,
             self.deliver_at,
         )
+        added = b"".join([self.engine.written(setting) for setting in settings])
+        return _Found(what, removed, added, plan.first_control)
 
     # What the fields say
 

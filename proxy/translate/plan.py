@@ -6,6 +6,7 @@ worked out once, and kept: which fields leave, which rules look where, which los
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -21,6 +22,7 @@ from proxy.translate.model import (
     Selector,
     Strip,
     TranslateRule,
+    When,
 )
 
 _NATIVE_KEYS = frozenset(name.lower().encode() for name in NATIVE)
@@ -30,6 +32,8 @@ _MAX_NAMES = 4096
 _MAX_NAME_OCTETS = 128
 _MAX_PLANS = 512
 _MAX_FIELDS_OF_A_PLAN = 64
+_SHORT_OCTETS = 200
+_SHORT_FIELDS = 1024
 
 Places = tuple[tuple[bytes, tuple[int, ...]], ...]
 """Lower-case names in a rule's order of rank, each with the indices of its fields."""
@@ -119,6 +123,9 @@ class Plan:
         json: For each name whose value is a JSON document.
         signatures: Indices of DKIM signatures.
         unknown: Of the fields that leave, those no rule knows.
+        read: Indices of all fields that anything here has to do with.
+        asks_recipients: Whether some rule asks who gets the message.
+        kept: Whether the next message with these names gets this same plan.
     """
 
     providers: tuple[str, ...]
@@ -129,6 +136,9 @@ class Plan:
     json: Mapping[bytes, Documents]
     signatures: tuple[int, ...]
     unknown: tuple[Unknown, ...]
+    read: tuple[int, ...] = ()
+    asks_recipients: bool = False
+    kept: bool = True
 
 
 @frozen(eq=False)
@@ -215,12 +225,13 @@ class Planner:
             if key not in self._interests:
                 self._remember(key)
         names = self._visible(section)  # with what is known of all of them by now
-        plan = self._made(names)
         long = [key for key in section.keys if len(key) > _MAX_NAME_OCTETS]
+        kept = len(names) <= _MAX_FIELDS_OF_A_PLAN and not long
+        plan = self._made(names, kept=kept)
         for key in long:
             self._interests.pop(key, None)
             self._marked.pop(key, None)
-        if len(names) <= _MAX_FIELDS_OF_A_PLAN and not long:
+        if kept:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[names] = plan
@@ -229,17 +240,15 @@ class Planner:
     def _visible(self, section: HeaderSection) -> tuple[bytes, ...]:
         """The names, without those that call for something only by a word in their value, and do not hold it."""
         keys = section.keys
-        marked = self._marked.keys() & set(keys)
-        if not marked:
+        marked = self._marked
+        if marked.keys().isdisjoint(keys):
             return tuple(keys)
-        names = list(keys)
-        for key in marked:
-            marks, index = self._marked[key], -1
-            for _ in range(keys.count(key)):
-                index = names.index(key, index + 1)
-                if not _may_hold(section.value(index), marks):
-                    names[index] = b""
-        return tuple(names)
+        return tuple(
+            [
+                b"" if (marks := marked.get(key)) is not None and not _may_hold(section.field(index), marks) else key
+                for index, key in enumerate(keys)
+            ]
+        )
 
     def _remember(self, key: bytes) -> None:
         """Work out what the rules want of a field name, and whether they care about it at all."""
@@ -266,7 +275,7 @@ class Planner:
         patterns = [self._compiled[owner].file.pattern_of(key) for owner in owners]
         return (owners[0], patterns[0]) if patterns and all(patterns) else None
 
-    def _made(self, names: tuple[bytes, ...]) -> Plan | None:
+    def _made(self, names: tuple[bytes, ...], *, kept: bool) -> Plan | None:
         found: dict[bytes, list[int]] = {}
         interests: dict[bytes, _Interest] = {}
         for index, key in enumerate(names):
@@ -299,6 +308,13 @@ class Planner:
                 for index in sorted(removable)
                 if (pattern := interests[names[index]].pattern) is not None
             ),
+            read=tuple(sorted(index for each in found.values() for index in each)),
+            asks_recipients=any(
+                rule.min_recipients or rule.when is When.OTHER_RECIPIENTS
+                for interest in interests.values()
+                for _, rule, _ in interest.losses
+            ),
+            kept=kept,
         )
 
     def _concerned(self, indices: Mapping[bytes, tuple[int, ...]]) -> list[str]:
@@ -351,9 +367,16 @@ def _watched(key: bytes, indices: tuple[int, ...], interest: _Interest) -> Watch
     return Watched(key, indices, tuple(watches), by_key)
 
 
-def _may_hold(value: bytes, marks: tuple[bytes, ...]) -> bool:
-    text = value.lower()
+def _may_hold(field: bytes, marks: tuple[bytes, ...]) -> bool:
+    return _short_may_hold(field, marks) if len(field) <= _SHORT_OCTETS else _holds(field, marks)
+
+
+def _holds(field: bytes, marks: tuple[bytes, ...]) -> bool:
+    text = field.partition(b":")[2].lower().replace(b"\r\n", b"")
     return b"=?" in text or any(mark in text for mark in marks)
+
+
+_short_may_hold = lru_cache(_SHORT_FIELDS)(_holds)  # an app's few kinds of content
 
 
 def _compile(file: RuleFile, policy: Policy, deliver_later: bool) -> _Compiled:

@@ -214,6 +214,34 @@ def test_messages_that_hold_our_mark_are_no_trap() -> None:
     assert inlined(html) == html.replace("<q", '<q style="top: 0"').replace("<p ", '<p style="color: red" ')
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('<td width="600"">a</td></tr></table><div class=y>b</div><img alt="a > b">', None),
+        ('<p class="c"">', '<p style="color: red" class="c"">'),
+        ('<p width="100"" class="c">', '<p style="color: red" width="100"" class="c">'),
+        ('<p class="c" <%= attrs %>>', '<p style="color: red" class="c" <%= attrs %>>'),
+        ('<p <b class="c">', '<p style="color: red" <b class="c">'),
+        ('<p a<b="" c"d="" class=c>', '<p style="color: red" a<b="" c"d="" class=c>'),
+        ("<p title='\">' class=c>", '<p style="color: red" title=\'">\' class=c>'),
+        ("<p ='x' class=c>", "<p style=\"color: red\" ='x' class=c>"),
+    ],
+)
+def test_oddly_named_attributes_put_no_style_on_another_element(before: str, after: str | None) -> None:
+    """One quote too many in a tag makes an attribute of that name; what follows is as it would be without it."""
+    css = ".c{color:red}.y{display:none}"
+    if after is None:
+        before = f"<table><tr>{before}"
+        after = before.replace("<div", '<div style="display: none"')
+    assert styled(css, before) == after
+
+
+def test_texts_that_look_like_our_marks_are_read_once() -> None:
+    """Work that grows with the square of the text would outlive the test's time."""
+    text = 'c&#109;0="1" ' * 100_000
+    assert styled("p{color:red}", f"<p>{text}") == f'<p style="color: red">{text}'
+
+
 def test_misnested_elements_get_no_style_they_would_not_all_have() -> None:
     """A parser makes two of one start tag here; where both have the same rules, both get them."""
     assert styled("b{color:red}", "<p><b>x<p>y</b>") == '<p><b style="color: red">x<p>y</b>'

@@ -250,6 +250,18 @@ def test_lines_too_long_for_the_wire_are_written_quoted_printable() -> None:
     assert b"Content-Transfer-Encoding: 8bit" in short.copy(url)
 
 
+@pytest.mark.parametrize("before", range(65_536 - 12, 65_536 + 3))
+def test_html_is_found_wherever_it_stands_in_a_large_message(before: int) -> None:
+    """The message is looked through a piece at a time, and the word may lie across two."""
+    head = HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\n"
+    line = b"\r\n--b\r\nContent-Type: "
+    content = (
+        head + b"x" * (before - len(head) - len(line)) + line + b"TEXT/html\r\n\r\n" + HTML.encode() + b"\r\n--b--\r\n"
+    )
+    assert content.index(b"TEXT/html") == before
+    assert isinstance(plan(content, ALL), Job)
+
+
 def test_finding_the_parts_is_linear() -> None:
     """It is done where all connections are served: five megabytes of anything come to an end, unchanged."""
     start = HEAD + b"Content-Type: multipart/mixed; boundary=y\r\n\r\n--y\r\nContent-Type: text/html\r\n\r\n<p>x\r\n"

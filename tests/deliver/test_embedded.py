@@ -66,12 +66,12 @@ def serving(folder: Path) -> Iterator[tuple[DeliverSite, Path]]:
 
 def send(here: DeliverSite, token: str) -> str:
     """Send mail as an app does that has the token: over TLS, with a library of its own. Gives the queue id."""
-    before = len(here.proxy.events("queued"))
+    before = len(here.proxy.events("message"))
     with smtplib.SMTP("127.0.0.1", here.proxy.port, timeout=WAIT_SECONDS) as client:
         assert client.starttls()[0] == 220
         client.login(token, token)
         client.sendmail("app@example.com", ["ann@example.net"], html_message(HTML, b"X-PM-Tag: first steps"))
-    return str(here.proxy.event("queued", before + 1)["id"])
+    return str(here.proxy.event("message", before + 1)["id"])
 
 
 def test_first_and_second_start(tmp_path: Path) -> None:

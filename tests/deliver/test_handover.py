@@ -4,7 +4,9 @@ import time
 from pathlib import Path
 
 import attrs
+import pytest
 
+from proxy.deliver import queue as module
 from proxy.spool.item import Item, Layout, Recipient, State
 from tests.deliver.test_queue import CONTENT, DELIVERED, Rig, rig, until
 
@@ -19,8 +21,7 @@ async def hand_over(here: Rig, item: Item, lease_until: float) -> None:
     """Keep a message, and have it attempted."""
     await here.store.add(item, CONTENT, lease_until)
     here.queue.give_back(item.recipients)
-    begun = tuple(attrs.evolve(each, attempts=1) for each in item.recipients)
-    here.queue.begin(attrs.evolve(item, recipients=begun), CONTENT)
+    here.queue.begin(item, [attrs.evolve(each, attempts=1) for each in item.recipients], CONTENT)
 
 
 async def test_new_message_is_delivered_without_reading_it_back(tmp_path: Path) -> None:
@@ -61,3 +62,19 @@ async def test_what_waits_in_the_store_is_taken_when_those_at_hand_are_done(tmp_
         for number in range(40):
             await here.add(f"m{number}", "one.example")
         await until(lambda: here.watcher.outcomes["delivered"] == 40)
+
+
+async def test_queue_is_not_searched_for_a_new_message_that_must_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one dead destination, each message for it would cost a search; one for others is found at once."""
+    monkeypatch.setattr(module, "_IDLE_SECONDS", 1000)
+    async with rig(tmp_path, lambda _: DELIVERED) as here:
+        here.courier.out = {"b.example"}
+        await until(lambda: here.store.leases == 1)
+        for number in range(20):
+            here.queue.added(message(f"m{number}", "b.example").recipients)
+            await here.store.depth()  # the queue had its turn, and so had what it may have asked of the store
+        assert here.store.leases == 1
+        here.queue.added(message("both", "b.example", "a.example").recipients)
+        await until(lambda: here.store.leases == 2)

@@ -639,7 +639,7 @@ def test_reply_names_the_id_that_log_and_received_have(here: DeliverSite) -> Non
     queued = QUEUED.fullmatch(reply)
     assert queued is not None
     copy = here.only(queued[1])
-    assert here.logged("queued", copy.id)
+    assert here.logged("message", copy.id)
     assert [event["kind"] for event in here.told("message", "show", copy.id)["events"]] == ["received", "delivered"]
 
 

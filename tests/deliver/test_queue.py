@@ -24,7 +24,7 @@ from proxy.policy.outcome import Result
 from proxy.policy.retry import RetrySettings
 from proxy.spool.item import Change, Item, Layout, Notice, Recipient, State, Suppression
 from proxy.spool.sqlite import SqliteStore
-from proxy.spool.store import History, StoreError
+from proxy.spool.store import History, Leased, StoreError
 
 CONTENT = b"Subject: test\r\n\r\nHello\r\n"
 DELIVERED = outcome.stored("written")
@@ -73,6 +73,9 @@ class Courier:
     def paused(self) -> Collection[str]:
         return self.out
 
+    def is_paused(self, destination: str) -> bool:
+        return destination in self.paused()
+
     def crowded(self) -> Collection[str]:
         return self.full
 
@@ -99,16 +102,23 @@ class Courier:
 
 
 class Stumbling(SqliteStore):
-    """A store of which some methods fail so many times."""
+    """A store of which some methods fail so many times, and which counts the searches for what is due."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.fail: Counter[str] = Counter()
+        self.leases = 0
 
     def _stumble(self, name: str) -> None:
         if self.fail[name]:
             self.fail[name] -= 1
             raise StoreError(f"no {name} today")
+
+    async def lease(
+        self, now: float, lease_until: float, limit: int, without: Collection[str] = (), limit_each: int | None = None
+    ) -> list[Leased]:
+        self.leases += 1
+        return await super().lease(now, lease_until, limit, without, limit_each)
 
     async def content(self, message_id: str) -> bytes:
         self._stumble("content")
@@ -392,3 +402,26 @@ async def test_dead_destination_with_a_hundred_thousand_messages_costs_the_other
         tracemalloc.stop()
         assert peak < 20_000_000
         assert len(here.queue._tasks) <= 10
+
+
+async def test_large_contents_are_in_memory_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for one to leave; small ones wait for none of them, and one larger than all room goes alone."""
+    monkeypatch.setattr(module, "_LARGE_OCTETS", len(CONTENT))
+    monkeypatch.setattr(module, "_LARGE_TOGETHER_OCTETS", 2000)
+    sizes = {"a": 900, "b": 900, "c": 900, "huge": 5000, "small": len(CONTENT)}
+    async with rig(tmp_path, lambda _: DELIVERED) as here:
+        here.courier.on_the_wire.clear()
+        for name, size in sizes.items():
+            recipient = Recipient(0, f"r@{name}.example", f"{name}.example")
+            content = CONTENT + b"x" * (size - len(CONTENT))
+            layout = Layout(len(content))
+            await here.store.add(
+                Item(name, time.time(), "app@example.com", (recipient,), layout, len(content)), content, 0
+            )
+        here.queue.wake()
+        await until(lambda: here.courier.tried.total() == len(sizes))
+        await until(lambda: len(here.courier.sent) == 3)
+        assert ["r@small.example"] in here.courier.sent
+        here.courier.on_the_wire.set()
+        await until(lambda: here.watcher.outcomes["delivered"] == len(sizes))
+        assert here.watcher.troubles == []

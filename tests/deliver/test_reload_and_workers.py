@@ -41,8 +41,8 @@ def send_many(here: DeliverSite, count: int, content: bytes) -> list[str]:
 
 
 def workers_of(ids: list[str]) -> set[str]:
-    """What the ids of messages begin with: something else in each worker."""
-    return {each[:8] for each in ids}
+    """What the ids of messages end with: something else in each worker."""
+    return {each[-8:] for each in ids}
 
 
 def children_of(pid: int) -> list[int]:

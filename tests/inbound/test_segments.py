@@ -104,6 +104,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Service
             log=Log("error", "json", Nothing()),
             metrics=metrics,
             new_id=lambda: "id",
+            new_message_id=lambda: "id.1",
         )
 
     return make

@@ -31,8 +31,8 @@ def pids(here: Site) -> list[int]:
 
 
 def workers_of(here: Site) -> set[str]:
-    """What the ids of messages begin with: something else in each worker."""
-    return {each["id"][:8] for each in here.proxy.events("message")}
+    """What the ids of messages end with: something else in each worker."""
+    return {each["id"][-8:] for each in here.proxy.events("message")}
 
 
 def send(here: Site, count: int) -> None:

@@ -99,6 +99,17 @@ def test_controls_never_start_a_new_line(format: str) -> None:
     assert "\\u2028" in line
 
 
+@pytest.mark.parametrize(
+    "character", [chr(code) for code in (*range(0x20), *range(0x7F, 0xA1), 0x2028, 0x2029, 0xD800)]
+)
+def test_each_control_is_escaped_alone(character: str) -> None:
+    """No other character of the line is what has it escaped."""
+    line = logged("json", value=f"a{character}b")
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["value"] == f"a{character}b"
+
+
 def test_json_values_come_back_as_they_were() -> None:
     """What is escaped can be read again."""
     assert read(value=NASTY)["value"] == NASTY
@@ -193,9 +204,10 @@ def test_cut_text_has_2000_characters_and_says_so() -> None:
     assert read(names={str(i): i for i in range(900)})["names"]["…"] == "800 more"
 
 
-def test_numbers_that_json_does_not_know_become_text() -> None:
-    """A line is JSON by the standard, for every reader."""
-    assert read(a=float("nan"), b=float("inf"))["a"] == "nan"
+def test_numbers_that_json_does_not_know_become_null_or_text() -> None:
+    """A line is JSON by the standard, for every reader; where something else in it is cut or escaped, they are text."""
+    assert [read(a=float("nan"), b=float("inf"))[name] for name in "ab"] == [None, None]
+    assert [read(a=float("nan"), b=float("inf"), c="\u2028")[name] for name in "ab"] == ["nan", "inf"]
 
 
 def test_value_that_holds_itself_is_cut() -> None:

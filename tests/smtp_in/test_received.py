@@ -9,8 +9,8 @@ from tests.smtp_in.dialogue import QUEUED
 from tests.smtp_in.site import MESSAGE, Site, site
 
 FIELD = re.compile(
-    rb"Received: from (\S+) \(\[127\.0\.0\.1\]\)\r\n\tby proxy\.example\.com with (E?SMTP) id ([a-z0-9]+\.1);"
-    rb"\r\n\t[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d \+0000\r\n"
+    rb"Received: from (\S+) \(\[127\.0\.0\.1\]\)\r\n\tby proxy\.example\.com with (E?SMTP)"
+    rb" id ([0-9a-f]{11}[a-z2-7]{8});\r\n\t[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d \+0000\r\n"
 )
 
 

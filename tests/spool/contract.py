@@ -290,6 +290,12 @@ async def test_attempt_that_was_under_way_when_its_message_was_removed(store: St
     assert await store.settle([bounced], T0, [notice("n1", "m1")]) == []
     assert await store.settle([delivered("m1", 1)], T0) == []  # it was let go, so nobody can have delivered it
     assert await store.under_way("m1") == 0
+    await store.add(item("m2", group="g"), b"content", T0 + 60)
+    assert await store.remove("m2", "by hand", T0) == Removal(1, 1)
+    assert await store.settle([deferred("m2", T0), delivered("m2")], T0) == []  # nor where both are told at once
+    history = await store.history("m2")
+    assert history is not None
+    assert [each.state for each in history.item.recipients] == [State.REMOVED]
     history = await store.history("m1")
     assert history is not None
     assert [each.state for each in history.item.recipients] == [State.DELIVERED, State.REMOVED, State.REMOVED]

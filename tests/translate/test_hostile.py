@@ -50,6 +50,31 @@ def test_many_names_and_many_sets_of_names_are_not_kept_for_ever() -> None:
     assert len(here.planner._plans) <= 512
 
 
+READER = Envelope("app@example.com", tuple(f"{'r' * 400}{number}@example.com" for number in range(25)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "envelope"),
+    [
+        pytest.param(b"X-Own: 1\r\n" * 70, ENVELOPE, id="more fields than a plan is kept for"),
+        pytest.param(b"X-" + b"a" * 130 + b": 1\r\n", ENVELOPE, id="a longer name than a plan is kept for"),
+        pytest.param(b"DKIM-Signature: v=1; h=from; b=x\r\n", ENVELOPE, id="signed"),
+        pytest.param(b"X-PM-Metadata-a: " + b"a" * 1000 + b"\r\n", ENVELOPE, id="a long value"),
+        pytest.param(b"X-Mailgun-Recipient-Variables: {}\r\n", READER, id="long addresses, where a rule asks for them"),
+    ],
+)
+def test_nothing_is_kept_of_what_is_too_large_or_cannot_come_again(fields: bytes, envelope: Envelope) -> None:
+    """What is kept from message to message is for the next one with the same fields, and has a limit in octets."""
+    here = engine()
+    for _ in range(2):
+        assert (
+            here.translate(HeaderSection.split(b"X-PM-Tag: orders\r\n" + fields + b"\r\n"), envelope).group == "orders"
+        )
+    assert here._found == {}
+    assert here.translate(HeaderSection.split(b"X-PM-Tag: orders\r\n\r\n"), envelope).group == "orders"
+    assert len(here._found) == 1
+
+
 def test_repeated_content_type_counts_where_it_holds_the_word() -> None:
     """A field that is looked at only for a word in its value is found wherever it stands, message after message."""
     here = engine()
@@ -90,14 +115,17 @@ class Watched(HeaderSection):
     ],
 )
 def test_engine_reads_the_values_that_rules_name_and_no_others(fields: bytes, asked: list[str]) -> None:
-    """Fields are looked up by name: what an app writes into others costs nothing and can do no harm."""
+    """
+    Fields are looked up by name: what an app writes into others costs nothing and can do no harm. The same fields again
+    are not read again, unless there are so many that nothing is kept of them.
+    """
     here = engine()
-    for _ in range(2):
+    for expected in (asked, asked if len(fields) > 1000 else []):
         section = Watched.split(fields + b"\r\n")
         assert isinstance(section, Watched)
         section.asked = []
         here.translate(section, ENVELOPE)
-        assert section.asked == asked
+        assert section.asked == expected
 
 
 def test_rules_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:

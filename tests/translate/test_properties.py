@@ -188,6 +188,24 @@ def test_any_octets_give_a_translation_that_touches_nothing_else(
         assert explain(found).endswith("\n")
 
 
+@EVERY_POLICY
+@settings(max_examples=15)
+@given(data=st.lists(sections(), min_size=1, max_size=3), more=field(OTHER_NAMES), provider=PROVIDERS)
+@example(data=[b'X-SMTPAPI: {"to": ["r0@example.com"]}\r\n'], more=b"X-Own: o\r\n", provider="")
+@example(data=[b'X-Mailgun-Recipient-Variables: {"r0@example.com": {}}\r\n'], more=b"X-Own: o\r\n", provider="")
+def test_what_came_before_changes_nothing(
+    strip: Strip, when_absent: str, data: list[bytes], more: bytes, provider: str
+) -> None:
+    """What is kept from message to message is right for each of them: as if each were the first one."""
+    table = WHEN_ABSENT[when_absent]
+    used = engine(*SHIPPED, strip=strip, when_absent=table, optional=OPTIONAL)
+    messages = [each for part in data for each in (part, part, part + more, more + part)]
+    for octets in (*messages, *messages):
+        for recipients in (1, 3):
+            new = engine(*SHIPPED, strip=strip, when_absent=table, optional=OPTIONAL)
+            assert translated(used, octets, provider, recipients) == translated(new, octets, provider, recipients)
+
+
 def by_the_standard_library(section: bytes) -> list[tuple[str, str]]:
     message = BytesParser(policy=compat32).parsebytes(section + b"\r\nbody\r\n", headersonly=True)
     assert message.get_payload() == "body\r\n"
