@@ -56,7 +56,6 @@ class Session(Connection):
         self._refused_for_now = False
         self._asking = False
         self._receiving = False
-        self._messages = 0
 
     async def _converse(self) -> None:
         while True:
@@ -377,7 +376,6 @@ class Session(Connection):
             text = f"{count} recipients; at most {limits.recipients} are possible, so nothing was sent"
             self._reply(Reply(550, "5.5.3", text))
             return
-        self._messages += 1
         self._idle_commands = 0
         self._reply(commands.START_MAIL)
         transaction, submission = self._open, self._submission(self._envelope)
