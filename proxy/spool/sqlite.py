@@ -111,9 +111,14 @@ class SqliteStore:
         try:
             return await self._writer.do_together(self._add_all, kept)
         except StoreError:
-            if kept.written:  # where there is no room, what nobody will ever read must not take any
-                self._path(item.id).unlink(missing_ok=True)
+            self._forget([kept])
             raise
+
+    def _forget(self, kept: Iterable["_Kept"]) -> None:
+        """Remove files of what was not kept: where there is no room, what nobody will ever read must not take any."""
+        for each in kept:
+            if each.written:
+                self._path(each.item.id).unlink(missing_ok=True)
 
     def _add_all(self, connection: sqlite3.Connection, new: list["_Kept"]) -> list[frozenset[int]]:
         """In a transaction: insert messages; gives the numbers of the suppressed recipients of each."""
@@ -187,7 +192,12 @@ class SqliteStore:
         notices: Sequence[Notice] = (),
         suppressions: Sequence[Suppression] = (),
     ) -> list[Notice]:
-        return await self._writer.do_together(self._settle_all, _Settled(changes, now, notices, suppressions))
+        settled = _Settled(changes, now, notices, suppressions)
+        try:
+            return await self._writer.do_together(self._settle_all, settled)
+        except StoreError:
+            self._forget(settled.kept)
+            raise
 
     def _settle_all(self, connection: sqlite3.Connection, settled: list["_Settled"]) -> list[list[Notice]]:
         """In a transaction: write what attempts brought; gives the notices of each that were kept."""
@@ -198,7 +208,8 @@ class SqliteStore:
             told = []
             for notice in each.notices:
                 if notice.about in changed and not _told(connection, notice):
-                    self._add_all(connection, [_Kept(notice.item, notice.content)])
+                    each.kept.append(_Kept(notice.item, notice.content))
+                    self._add_all(connection, each.kept[-1:])
                     _write_event(connection, notice.about, notice.event)
                     told.append(notice)
             told_of.append(told)
@@ -489,12 +500,13 @@ class _Kept:
 
 @frozen
 class _Settled:
-    """What is to be settled, see ``Store.settle``."""
+    """What is to be settled, see ``Store.settle``; *kept* are the notices that were, or were to be."""
 
     changes: Sequence[Change]
     now: float
     notices: Sequence[Notice]
     suppressions: Sequence[Suppression]
+    kept: list[_Kept] = attrs.field(factory=list)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,13 +11,14 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 from proxy.spool import schema
 from proxy.spool.sqlite import INLINE_OCTETS, SqliteStore
 from proxy.spool.store import DamagedError, Store, StoreError, StoreFullError
 from tests.spool.contract import *  # noqa: F403 - its tests are this store's
-from tests.spool.contract import T0, Beside, Reopen, delivered, item
+from tests.spool.contract import T0, Beside, Reopen, delivered, item, notice
 
 ROOT = Path(__file__).parents[2]
 LARGE = b"z" * (INLINE_OCTETS + 1)
@@ -121,6 +122,19 @@ async def test_id_that_exists_leaves_the_file_of_its_message_alone(store: Sqlite
     with pytest.raises(StoreError):
         await store.add(item("m1"), b"y" * len(LARGE), 0)
     assert await store.content("m1") == LARGE
+
+
+async def test_change_that_fails_leaves_no_file_of_its_notices(store: SqliteStore, tmp_path: Path) -> None:
+    """Nobody would ever read it, and where there is no room it would take some."""
+    await store.add(item("m1"), b"content", 0)
+    await store.lease(T0, T0 + 60, 10)
+    told = [notice("n1", "m1"), notice("m1", "m1")]  # an id that exists
+    told[0] = attrs.evolve(told[0], content=LARGE)
+    with pytest.raises(StoreError):
+        await store.settle([delivered("m1")], T0, told)
+    assert list((tmp_path / "spool" / "content").iterdir()) == []
+    await store.settle([delivered("m1")], T0, told[:1])
+    assert await store.content("n1") == LARGE
 
 
 async def test_owners_leave_nothing_behind(store: SqliteStore, beside: Beside, tmp_path: Path) -> None:
