@@ -4,16 +4,18 @@ One thread that has the database, and commits the work of many callers at a time
 A commit costs a sync of the disk whatever is in it, so all work that came during the last one goes into the next. The
 thread is there because sqlite3 waits for the disk, and the event loop must not.
 
-Under load it waits a moment before a commit, as long as more comes: thread and event loop take turns then, where
-otherwise they would take the interpreter from each other at every statement, which costs both of them as much again.
+Under load a commit begins when the event loop is at rest, or has put it off for long enough: thread and loop take turns
+then, where otherwise they would take the interpreter from each other at every statement, which costs both of them as
+much again.
 """
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from proxy.spool.store import StoreError, StoreFullError
@@ -25,19 +27,18 @@ Batch = Callable[[sqlite3.Connection, list[A]], list[T]]
 """Work for many callers at a time; gives a value for each, in their order."""
 
 _MOST_AT_ONCE = 500
-_FEW = 3  # so much work in a commit is no load, and does not wait
-_MOMENT_SECONDS = 0.0002
-_LONGEST_SECONDS = 0.003
+_FEW = 3  # so much work in a commit is no load, and what comes behind it does not wait
+_REST_SECONDS = 0.00004
+_LONGEST_SECONDS = 0.008
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
 class _Job(Generic[A, T]):
-    __slots__ = ("argument", "future", "loop", "work")
+    __slots__ = ("argument", "future", "work")
 
     def __init__(self, work: Batch[A, T], argument: A, loop: asyncio.AbstractEventLoop) -> None:
         self.work = work
         self.argument = argument
-        self.loop = loop
         self.future: asyncio.Future[T] = loop.create_future()
 
 
@@ -47,7 +48,7 @@ def _run_each(connection: sqlite3.Connection, works: list[Work[T]]) -> list[T]:
 
 class Writer:
     """
-    The thread.
+    The thread; for the one event loop that it is used in.
 
     Args:
         connect: Opens the database, in the thread; sqlite3 wants to be used where it was opened.
@@ -57,7 +58,11 @@ class Writer:
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        self._jobs: SimpleQueue[_Job[Any, Any] | None] = SimpleQueue()
+        self._waiting: list[_Job[Any, Any]] = []
+        self._batches: SimpleQueue[list[_Job[Any, Any]] | None] = SimpleQueue()
+        self._busy = False  # whether the thread has a batch; it alone says that it has none any more
+        self._looking = False  # for a moment of rest
+        self._last = 0  # how much was in the last batch
         self._connect = connect
         self._failure: BaseException | None = None
         self._opened = threading.Event()
@@ -85,16 +90,65 @@ class Writer:
 
         A statement costs the thread more than what it does: it lets go of the interpreter, and waits to get it back.
         """
-        job = _Job(work, argument, asyncio.get_running_loop())
-        self._jobs.put(job)
+        loop = asyncio.get_running_loop()
+        job = _Job(work, argument, loop)
+        self._waiting.append(job)
+        self._go_on(loop)
         # A caller that is cancelled leaves no half-known state: the thread does the work all the same.
         return await job.future
 
     async def close(self) -> None:
         """Finish what was asked for, and end the thread."""
-        self._jobs.put(None)
+        while self._waiting or self._busy:
+            self._hand_over()
+            await asyncio.sleep(0.005)
+        self._batches.put(None)
         while self._thread.is_alive():  # noqa: ASYNC110 - a thread has no future to wait for
             await asyncio.sleep(0.005)
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that what waits is begun, if the thread has nothing to do."""
+        if self._busy or self._looking or not self._waiting:
+            return
+        if self._last <= _FEW:
+            self._hand_over()
+        else:
+            self._looking = True
+            now = monotonic()
+            loop.call_soon(self._look, loop, now + _LONGEST_SECONDS, now, now)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, until: float, before: float, at_rest: float) -> None:
+        """
+        Hand over at a moment of rest: when the loop comes round to us, and again, with nothing to do in between.
+
+        Args:
+            before: When we were here last.
+            at_rest: Since when there was nothing else to do.
+        """
+        now = monotonic()
+        if now - before > _REST_SECONDS:
+            at_rest = now
+        if now < min(until, at_rest + _REST_SECONDS) and len(self._waiting) < _MOST_AT_ONCE:
+            loop.call_soon(self._look, loop, until, monotonic(), at_rest)
+        else:
+            self._looking = False
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._waiting and not self._busy:
+            batch, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
+            self._busy, self._last = True, len(batch)
+            self._batches.put(batch)
+
+    def _settle(self, outcomes: list[_Outcome], loop: asyncio.AbstractEventLoop) -> None:
+        for future, value, error in outcomes:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+        self._go_on(loop)
 
     # In the thread
 
@@ -106,27 +160,13 @@ class Writer:
             self._opened.set()
             return
         self._opened.set()
-        jobs: list[_Job[Any, Any] | None] = []
-        open_ = True
-        while open_:
-            jobs = self._next(under_load=len(jobs) > _FEW)
-            open_ = None not in jobs
-            work = [job for job in jobs if job is not None]
-            if work:
-                self._tell(work, self._together(connection, work) or self._each(connection, work))
+        while (batch := self._batches.get()) is not None:
+            outcomes = self._together(connection, batch) or self._each(connection, batch)
+            loop = batch[0].future.get_loop()
+            self._busy = False
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._settle, outcomes, loop)
         connection.close()
-
-    def _next(self, *, under_load: bool) -> "list[_Job[Any, Any] | None]":
-        """Wait for work, and give it with all that came meanwhile."""
-        jobs = [self._jobs.get()]
-        if under_load:
-            until, had = monotonic() + _LONGEST_SECONDS, -1
-            while had < (has := self._jobs.qsize()) < _MOST_AT_ONCE and monotonic() < until:
-                had = has
-                sleep(_MOMENT_SECONDS)
-        while len(jobs) < _MOST_AT_ONCE and not self._jobs.empty():
-            jobs.append(self._jobs.get())
-        return jobs
 
     def _together(self, connection: sqlite3.Connection, jobs: list[_Job[Any, Any]]) -> list[_Outcome] | None:
         """All in one commit; None where any of it failed, with nothing done."""
@@ -160,27 +200,6 @@ class Writer:
                 _roll_back(connection)
                 outcomes.append((job.future, None, store_error(error)))
         return outcomes
-
-    @staticmethod
-    def _tell(jobs: list[_Job[Any, Any]], outcomes: list[_Outcome]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            by_loop.setdefault(job.loop, []).append(outcome)
-        for loop, each in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_settle, each)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                continue
-
-
-def _settle(outcomes: list[_Outcome]) -> None:
-    for future, value, error in outcomes:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

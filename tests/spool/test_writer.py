@@ -1,11 +1,9 @@
-"""The writer thread alone: what goes into one commit, and what does not wait for one."""
+"""The writer alone: what goes into one commit, and what does not wait for one."""
 
 import asyncio
-import itertools
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -14,30 +12,30 @@ from proxy.spool import writer as module
 from proxy.spool.writer import Writer
 
 LOAD = module._FEW + 1
+TICK = module._REST_SECONDS / 20  # what passes with each look at the clock
 
 
 class Rig:
     """
-    A writer whose waits for more are ours to fill.
+    A writer whose clock is ours.
 
     Attributes:
         commits: How many pieces of work each commit had.
-        arriving: For each wait, how many pieces of work come during it; then none.
-        waits: How many there were.
+        now: The time; it goes on a little whenever it is asked for.
+        asked: How often that was.
     """
 
     def __init__(self, folder: Path) -> None:
         self.commits: list[int] = []
-        self.arriving: list[int] = []
-        self.waits = 0
-        self.sent: list[Future[None]] = []
-        self._loop = asyncio.get_running_loop()
+        self.now = 0.0
+        self.asked = 0
         self._work = 0
-        self.writer = Writer(lambda: self._connect(folder / "some.db"))
+        self._path = folder / "some.db"
+        self.writer = Writer(self._connect)
 
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(path, isolation_level=None)
-        connection.execute("CREATE TABLE t (n INTEGER)")
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None)
+        connection.execute("CREATE TABLE IF NOT EXISTS t (n INTEGER)")
         connection.set_trace_callback(self._statement)
         return connection
 
@@ -48,21 +46,23 @@ class Rig:
             self.commits.append(self._work)
             self._work = 0
 
-    def wait(self, _seconds: float) -> None:
-        """Stand in for the thread's sleep: have work arrive, and be in its queue."""
-        self.waits += 1
-        number = self.arriving.pop(0) if self.arriving else 0
-        before = self.writer._jobs.qsize()
-        self.sent += [asyncio.run_coroutine_threadsafe(self.write(), self._loop) for _ in range(number)]
-        while self.writer._jobs.qsize() < before + number:
-            pass
+    def clock(self) -> float:
+        """Tell the time."""
+        self.asked += 1
+        self.now += TICK
+        return self.now
 
     async def write(self) -> None:
-        """Give the thread a piece of work, and wait for its commit."""
+        """Have a piece of work done, and wait for its commit."""
         await self.writer.do(lambda connection: connection.execute("INSERT INTO t VALUES (1)").rowcount)
 
-    async def write_at_once(self, number: int) -> None:
-        """Give it so many, all of which are in its queue before it looks."""
+    def rows(self) -> int:
+        """Count what is on disk."""
+        with sqlite3.connect(self._path) as connection:
+            return int(connection.execute("SELECT count(*) FROM t").fetchone()[0])
+
+    async def write_during_a_commit(self, number: int) -> None:
+        """Have so much done, all of which comes while the thread is busy."""
         begun, go_on = threading.Event(), threading.Event()
 
         def hold(_connection: sqlite3.Connection) -> None:
@@ -76,53 +76,76 @@ class Rig:
         go_on.set()
         await asyncio.gather(held, *written)
 
-    async def until_all_is_written(self) -> None:
-        """Wait for what arrived in waits, too."""
-        await asyncio.gather(*map(asyncio.wrap_future, self.sent))
+    async def write_one_by_one(self, number: int, seconds: float) -> None:
+        """Have so much done that comes with as many turns of the loop, each of which is busy for so long."""
+        written = []
+        for _ in range(number):
+            written.append(asyncio.create_task(self.write()))
+            await asyncio.sleep(0)
+            self.now += seconds
+        await asyncio.gather(*written)
 
 
 @pytest.fixture
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    """A writer that runs, and had one large commit already."""
+    """A writer at work, under load: its last commit was a large one."""
     rig = Rig(tmp_path)
-    monkeypatch.setattr(module, "sleep", rig.wait)
-    monkeypatch.setattr(module, "monotonic", lambda: 0.0)
-    await rig.write_at_once(LOAD)
-    assert (rig.commits, rig.waits) == ([0, LOAD], 0)
+    monkeypatch.setattr(module, "monotonic", rig.clock)
+    await rig.write_during_a_commit(LOAD)
+    assert (rig.commits, rig.asked) == ([0, LOAD], 0)
     rig.commits.clear()
     yield rig
     await rig.writer.close()
 
 
-async def test_under_load_a_commit_waits_as_long_as_more_comes(rig: Rig) -> None:
-    """All of it is in one commit, and the first moment without more ends the wait."""
-    rig.arriving = [2, 1, 0, 5]
+async def test_under_load_a_commit_waits_until_the_loop_is_at_rest(rig: Rig) -> None:
+    """What the loop takes in meanwhile goes into the same commit."""
+    await rig.write_one_by_one(4, 2 * module._REST_SECONDS)
+    assert rig.commits == [4]
+
+
+async def test_a_moment_without_work_is_a_rest(rig: Rig) -> None:
+    """A loop that comes round at once, again and again, has nothing to do: a commit begins, and need not be put off."""
     await rig.write()
-    await rig.until_all_is_written()
-    assert (rig.commits, rig.waits) == ([4], 3)
+    assert rig.commits == [1]
+    assert rig.now < module._LONGEST_SECONDS / 10
 
 
-async def test_wait_ends_when_there_is_enough(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_commit_is_not_put_off_for_longer_than_it_may_be(rig: Rig) -> None:
+    """A loop that never rests has its work committed all the same."""
+    turns = 10
+    await rig.write_one_by_one(3 * turns, module._LONGEST_SECONDS / turns)
+    assert sum(rig.commits) == 3 * turns
+    assert turns - 2 <= rig.commits[0] <= turns + 2
+
+
+async def test_a_commit_is_not_put_off_when_there_is_enough(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much comes, there is a largest commit."""
     monkeypatch.setattr(module, "_MOST_AT_ONCE", 10)
-    rig.arriving = [1] * 10
-    await rig.write()
-    await rig.until_all_is_written()
+    await rig.write_one_by_one(11, 2 * module._REST_SECONDS)
     assert rig.commits == [10, 1]
 
 
-async def test_wait_ends_when_time_is_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes slowly and without end is not waited for."""
-    clock = itertools.chain([0.0, 0.0, 0.0], itertools.repeat(module._LONGEST_SECONDS))
-    monkeypatch.setattr(module, "monotonic", lambda: next(clock))
-    rig.arriving = [1] * 10
-    await rig.write()
-    await rig.until_all_is_written()
-    assert (rig.commits, rig.waits) == ([3], 2)
+async def test_more_than_fits_into_a_commit_goes_into_the_next(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left over is begun without anybody asking again."""
+    monkeypatch.setattr(module, "_MOST_AT_ONCE", 10)
+    await rig.write_during_a_commit(25)
+    assert rig.commits == [0, 10, 10, 5]
 
 
 async def test_without_load_nothing_waits(rig: Rig) -> None:
-    """One message at a time is committed at once; only the first still hears of the load before it."""
+    """One at a time is committed at once; only the first still hears of the load before it."""
+    await rig.write()
+    asked = rig.asked
     for _ in range(5):
         await rig.write()
-    assert (rig.commits, rig.waits) == ([1] * 5, 1)
+    assert (rig.commits, rig.asked) == ([1] * 6, asked)
+
+
+async def test_closing_finishes_what_waits(rig: Rig) -> None:
+    """What was put off is committed before the thread ends."""
+    written = [asyncio.create_task(rig.write()) for _ in range(3)]
+    await asyncio.sleep(0)
+    await rig.writer.close()
+    await asyncio.gather(*written)
+    assert (rig.commits, rig.rows()) == ([3], LOAD + 3)
