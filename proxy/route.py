@@ -68,12 +68,14 @@ class About:
 
     Args:
         id: The queue id; also in its Received field.
+        section_octets: Length of its header section, without the separating blank line.
         login: Whose login it came by; empty for none.
         provider: The first whose fields it has; empty for none.
         deliver_at: ISO time before which it is not to be sent; empty for at once.
     """
 
     id: str
+    section_octets: int
     login: str = ""
     provider: str = ""
     deliver_at: str = ""

@@ -28,7 +28,8 @@ class StreamedContent:
     Content as ``proxy.route.Content`` wants it, over a :class:`ByteReader`.
 
     Args:
-        more: Waits until the reader holds something; raises ClientGoneError when that will not be.
+        more: Waits until the reader holds something, for its time since a moment (monotonic seconds); raises
+            ClientGoneError when that will not be.
         limit: Largest message in octets, as received.
         refuse_bare_newline: Refuse what would otherwise be mended.
 
@@ -37,7 +38,7 @@ class StreamedContent:
     """
 
     def __init__(
-        self, reader: ByteReader, more: Callable[[], Awaitable[None]], limit: int, *, refuse_bare_newline: bool
+        self, reader: ByteReader, more: Callable[[float], Awaitable[None]], limit: int, *, refuse_bare_newline: bool
     ) -> None:
         self.complete = False
         self._reader = reader
@@ -91,7 +92,7 @@ class StreamedContent:
         reader = self._reader
         if not reader.buffer:
             started = monotonic()
-            await self._more()
+            await self._more(started)
             self._waited += monotonic() - started
             # The end of the time limit is the server's business; a client that sends an octet now and then is ours.
             # Looked at minute by minute: what came fast earlier is no credit for a trickle.

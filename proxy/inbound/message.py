@@ -73,7 +73,7 @@ async def receive(
     try:
         reply = await _receive(service, submission, transaction, content)
         transaction.abandon()  # before the rest is read: the next hop's connection is of use to others
-        if not await content.discard():
+        if not content.complete and not await content.discard():
             reply = GIVEN_UP
     except ClientGoneError:
         if not submission.outcome:
@@ -115,13 +115,15 @@ async def _receive(
             submission.outcome = "discarded"
             return Reply(250, "2.0.0", f"Discarded and not sent: {translation.reason}")
         submission.send_began = monotonic()
+        section_octets, to_send = _head_to_send(service, submission, data, section)
         about = About(
             submission.id,
+            section_octets,
             submission.login.name if submission.login else "",
             next(iter(translation.providers), ""),
             translation.deliver_at,
         )
-        sent = await transaction.send(_head_to_send(service, submission, data, section), content, about)
+        sent = await transaction.send(to_send, content, about)
     except ContentRefusedError as refused:
         metrics.message_refused("bare_newline" if refused.reply is BARE_NEWLINE else "size")
         return _refused(submission, refused.reply)
@@ -168,7 +170,8 @@ async def _read_head(content: StreamedContent, limits: MessageLimits) -> tuple[b
     return data, section
 
 
-def _head_to_send(service: Service, submission: Submission, data: bytes, section: HeaderSection) -> bytes:
+def _head_to_send(service: Service, submission: Submission, data: bytes, section: HeaderSection) -> tuple[int, bytes]:
+    """Give the length of the header section to send, and that section with what was read behind it."""
     received = trace.received(
         client=submission.client,
         address=submission.address,
@@ -183,7 +186,8 @@ def _head_to_send(service: Service, submission: Submission, data: bytes, section
     rest = data[section.end :]
     if section.start == section.end and rest[:1] in (b" ", b"\t"):
         rest = b"\r\n" + rest  # a body that starts with a blank must not become a continuation of our field
-    return translated[: section.start] + received + translated[section.start :] + rest
+    head = translated[: section.start] + received + translated[section.start :] + rest
+    return len(translated) + len(received), head
 
 
 def _write_log(service: Service, submission: Submission, content: StreamedContent, reply: Reply | None) -> None:

@@ -45,6 +45,11 @@ class ByteReader:
         self._paused = False
         self._expired = False
 
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left, and nothing more to come."""
+        return self.eof and not self.buffer
+
     def attach(self, transport: asyncio.BaseTransport) -> None:
         """Use this transport from now on."""
         self._transport = cast(asyncio.ReadTransport, transport)
@@ -53,7 +58,9 @@ class ByteReader:
     def feed(self, data: bytes) -> None:
         """Take octets from the transport."""
         self.buffer += data
-        self._wake()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
         if len(self.buffer) > HIGH_WATER and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -68,30 +75,29 @@ class ByteReader:
         self._expired = True
         self._wake()
 
-    async def more(self) -> bool:
+    def wait(self) -> "asyncio.Future[None]":
         """
-        Wait for more octets than the buffer holds.
+        Give what is done when there are more octets than now, or :attr:`eof`, or the time is up; then :meth:`waited`.
 
-        Returns:
-            False when none will come.
-
-        Raises:
-            ClientSilentError: Time is up.
+        Two plain methods, because a session calls them for each command: a coroutine costs more than both.
         """
-        if self.eof:
-            return False
         if self._paused and len(self.buffer) <= HIGH_WATER and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
         waiter = self._waiter = self._loop.create_future()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
+        return waiter
+
+    def waited(self) -> None:
+        """
+        Look how a wait ended.
+
+        Raises:
+            ClientSilentError: Time was up.
+        """
+        self._waiter = None
         if self._expired:
             self._expired = False
             raise ClientSilentError("idle")
-        return bool(self.buffer) or not self.eof
 
     def take(self) -> bytes:
         """Give all octets there are."""

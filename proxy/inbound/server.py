@@ -217,48 +217,65 @@ class Connection(SMTP):
         A client that sends no line end is cut off, whatever it is about to say; and its time begins with the first
         octet that is missing, so that an octet now and then buys it none.
         """
-        line = self._in.line()
         began = monotonic()
-        while line is None:
-            if len(self._in.buffer) > longest:
-                self._service.metrics.session_dropped("overlong_line")
-                self._reply(commands.LINE_TOO_LONG)
-                raise HangUp
-            if self._draining and not self._in_transaction():
-                self._reply(commands.SHUTTING_DOWN)
-                raise HangUp
-            seconds = _DRAIN_SECONDS if self._draining else self._service.limits.idle_seconds
-            await self._more(seconds, began)
-            line = self._in.line()
+        while (line := self._in.line()) is None:
+            await self._more(self._patience(longest), began)
         return line
+
+    def _patience(self, longest: int) -> float:
+        """Say for how many seconds to wait for the rest of a line; HangUp where there is nothing to wait for."""
+        if len(self._in.buffer) > longest:
+            self._service.metrics.session_dropped("overlong_line")
+            self._reply(commands.LINE_TOO_LONG)
+            raise HangUp
+        if not self._draining:
+            return self._service.limits.idle_seconds
+        if not self._in_transaction():
+            self._reply(commands.SHUTTING_DOWN)
+            raise HangUp
+        return _DRAIN_SECONDS
 
     async def _more(self, seconds: float, began: float) -> None:
         """Send what was written, and wait for the client, for so many seconds since *began*."""
         if self._out:
-            await self._flush()
+            self._send()
+            if self._paused:  # type: ignore[attr-defined]
+                await self._sent()
+        reader = self._in
+        if reader.eof:
+            raise ClientGoneError
         self.deadline = began + seconds
         self.idle_since = _NEVER if self._in_transaction() else began
         self._reading = True
         try:
-            if not await self._in.more():
-                raise ClientGoneError
+            await reader.wait()
         finally:
             self._reading = False
             self.deadline = self.idle_since = _NEVER
+        reader.waited()
+        if reader.over:
+            raise ClientGoneError
 
     async def _flush(self) -> None:
+        """Send what was written, and wait for the client where it does not take it."""
+        self._send()
+        if self._paused:  # type: ignore[attr-defined]
+            await self._sent()
+
+    def _send(self) -> None:
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
         self._write(data)
-        # asyncio's flow control: the client does not read its replies; it has as long for that as for a command.
-        if self._paused:  # type: ignore[attr-defined]
-            self.deadline = monotonic() + self._service.limits.idle_seconds
-            await self._drain_helper()  # type: ignore[attr-defined]
-            self.deadline = _NEVER
+
+    async def _sent(self) -> None:
+        """Wait by asyncio's flow control: the client does not read its replies; it has as long as for a command."""
+        self.deadline = monotonic() + self._service.limits.idle_seconds
+        await self._drain_helper()  # type: ignore[attr-defined]
+        self.deadline = _NEVER
 
     def _write(self, data: bytes) -> None:
         if self.transport is not None and data:
-            cast(asyncio.WriteTransport, self.transport).write(data)
+            self.transport.write(data)  # type: ignore[attr-defined]
 
     def _reply(self, reply: Reply) -> None:
         """Queue a reply; it goes out with those of a pipeline before the next wait for the client."""

@@ -7,6 +7,7 @@ Source: RFC 5321, 4.1 and 4.3; RFC 3207 (STARTTLS), RFC 4954 (AUTH).
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from ipaddress import ip_address
 from time import monotonic
 from typing import Any, ClassVar, TypeVar
@@ -58,9 +59,13 @@ class Session(Connection):
         self._receiving = False
 
     async def _converse(self) -> None:
+        next_line = self._in.line
         while True:
-            line = self._in.line()
-            await self._command(await self._line(_LONGEST_LINE) if line is None else line)
+            began = monotonic()
+            while (line := next_line()) is None:  # as _line() does, without a coroutine for each command
+                await self._more(self._patience(_LONGEST_LINE), began)
+            if (done := self._command(line)) is not None:
+                await done
 
     def _in_transaction(self) -> bool:
         return self._envelope is not None
@@ -68,7 +73,8 @@ class Session(Connection):
     def _in_message(self) -> bool:
         return self._receiving
 
-    async def _command(self, line: bytes) -> None:
+    def _command(self, line: bytes) -> Awaitable[None] | None:
+        """Give what is to be done for a command; None where it was answered already, being none."""
         try:
             text = line.removesuffix(b"\r\n").decode("utf-8")
         except UnicodeDecodeError:
@@ -82,7 +88,8 @@ class Session(Connection):
         elif (method := self._verbs.get(verb)) is None:
             self._error(commands.UNKNOWN)
         else:
-            await method(self, argument)
+            return method(self, argument)
+        return None
 
     # Verbs
 
@@ -380,9 +387,9 @@ class Session(Connection):
         self._reply(commands.START_MAIL)
         transaction, submission = self._open, self._submission(self._envelope)
         service.metrics.message_received(self._policy.name)
-        content = StreamedContent(
-            self._in, self._more_content, limits.message_octets, refuse_bare_newline=limits.refuse_bare_newline
-        )
+        more = partial(self._more, _BLOCK_SECONDS)
+        largest, refuse_bare_newline = limits.message_octets, limits.refuse_bare_newline
+        content = StreamedContent(self._in, more, largest, refuse_bare_newline=refuse_bare_newline)
         self._receiving = True
         try:
             reply = await receive(service, submission, transaction, content)
@@ -420,9 +427,6 @@ class Session(Connection):
             ),
             began=self._began,
         )
-
-    async def _more_content(self) -> None:
-        await self._more(_BLOCK_SECONDS, monotonic())
 
     def _who(self) -> dict[str, object]:
         return {**super()._who(), "login": self._login.name if self._login is not None else None}

@@ -61,7 +61,8 @@ class Reply:
         return self.code >= 500
 
     def __str__(self) -> str:
-        return " ".join(part for part in (str(self.code), self.enhanced, self.text.replace("\n", " / ")) if part)
+        codes = f"{self.code} {self.enhanced}" if self.enhanced else str(self.code)
+        return f"{codes} {text}" if (text := self.text.replace("\n", " / ")) else codes
 
     def to_bytes(self) -> bytes:
         """Write the reply for the wire, the enhanced status code on each line (RFC 2034, section 4)."""
@@ -77,6 +78,8 @@ class Reply:
 @lru_cache(512)  # the same few replies all day
 def _written(code: int, enhanced: str, text: str) -> bytes:
     prefix = f"{enhanced} " if enhanced else ""
+    if "\n" not in text:
+        return f"{code} {prefix}{text}\r\n".encode("ascii", "replace")
     *first, last = (f"{prefix}{line}" for line in text.split("\n"))
     written = "".join(f"{code}-{line}\r\n" for line in first)
     return f"{written}{code} {last}\r\n".encode("ascii", "replace")

@@ -37,7 +37,7 @@ def streamed(clock: Clock, arrivals: Iterable[tuple[float, bytes]], limit: int =
     reader = ByteReader()
     left = iter(arrivals)
 
-    async def more() -> None:
+    async def more(_began: float) -> None:
         seconds, piece = next(left, (0.0, b""))
         if not piece:
             raise ClientGoneError

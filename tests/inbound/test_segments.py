@@ -56,12 +56,14 @@ class Hop:
 
     Attributes:
         octets: All that was sent on; None while nothing was.
+        section_octets: How much of that is the header section, as it was told.
     """
 
     capabilities = Capabilities()
 
     def __init__(self) -> None:
         self.octets: bytes | None = None
+        self.section_octets = 0
 
     async def begin(self, _envelope: Envelope) -> "Hop":
         """Take every message."""
@@ -71,9 +73,9 @@ class Hop:
         """Take everybody."""
         return TAKEN
 
-    async def send(self, head: bytes, content: Content, _about: About) -> Sent:
+    async def send(self, head: bytes, content: Content, about: About) -> Sent:
         """Keep what comes."""
-        octets = head
+        octets, self.section_octets = head, about.section_octets
         while not content.complete:
             octets += await content.read()
         self.octets = octets
@@ -119,7 +121,7 @@ async def received(service: Service, case: Case, pieces: Sequence[bytes]) -> tup
     """
     reader, left, hop = ByteReader(), iter(pieces), Hop()
 
-    async def more() -> None:
+    async def more(_began: float) -> None:
         piece = next(left, b"")
         if not piece:
             raise ClientGoneError
@@ -140,6 +142,7 @@ async def received(service: Service, case: Case, pieces: Sequence[bytes]) -> tup
     content = StreamedContent(reader, more, LIMITS.message_octets, refuse_bare_newline=False)
     reply = await receive(service, submission, hop, content)
     assert next(left, None) is None, "the end was found too early"
+    assert hop.octets is None or hop.section_octets == HeaderSection.split(hop.octets).end
     return str(reply), None if hop.octets is None else without_received(hop.octets)
 
 
