@@ -4,6 +4,7 @@ The header section of a message that is kept: X-Cmail fields are read and leave,
 Source: RFC 6409, 8 (Date and Message-ID may be added), RFC 5322, 3.6.3 and 3.6.6 (Bcc and Resent-Bcc leave). Pure.
 """
 
+import re
 from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -11,13 +12,16 @@ from functools import lru_cache
 from attrs import frozen
 
 from proxy.mail import encoded_words
-from proxy.mail.fields import HeaderSection
+from proxy.mail.fields import value
 from proxy.translate.model import GROUP, INLINE_CSS, SWITCHES, TRACK_CLICKS, TRACK_OPENS
 from proxy.translate.values import FALSE_WORDS, TRUE_WORDS, clean_name, fit_name, switch_word
 
-_OURS = b"x-cmail-"
+_LOOKED_AT = re.compile(
+    rb"^(x-cmail-[\x21-\x39\x3b-\x7e]*+|(?:resent-)?bcc|date|message-id|subject)[ \t]*+:[^\n]*+\n(?:[ \t][^\n]*+\n)*",
+    re.MULTILINE | re.IGNORECASE,
+)
 _READ = frozenset(name.lower().encode() for name in (GROUP, *SWITCHES))
-_BLIND = frozenset([b"bcc", b"resent-bcc"])
+_STAYS = frozenset([b"date", b"message-id", b"subject"])
 _SUBJECT_CHARACTERS = 200
 _KEPT_WISHES = 512
 _KEPT_OCTETS = 500
@@ -55,51 +59,52 @@ class Prepared:
     subject: str
 
 
-def prepare(section: HeaderSection, message_id: str, now: datetime) -> Prepared:
+def prepare(section: bytes, message_id: str, now: datetime) -> Prepared:
     """
     Read the X-Cmail fields and take them out, with Bcc; add Date and Message-ID where they are missing.
 
     Of each X-Cmail field the first that is not empty counts.
 
     Args:
+        section: A header section, whole fields with nothing else among them; an mbox line may stand in front.
         message_id: For a Message-ID, ``left@right`` without brackets.
         now: For a Date. Aware.
     """
-    keys = section.keys
+    kept_from = section.find(b"\n") + 1 if section.startswith((b"From ", b">From ")) else 0
+    pieces: list[bytes] = []
     asked: list[tuple[bytes, bytes]] = []
-    remove: list[int] = []
-    for index, key in enumerate(keys):
-        if key.startswith(_OURS):
-            remove.append(index)
-            if key in _READ:  # by its name: what else begins so is the sender's to choose
-                asked.append((key, section.value(index)))
-        elif key in _BLIND:
-            remove.append(index)
-    added = b""
-    if b"date" not in keys:
-        added += f"Date: {format_datetime(now)}\r\n".encode("ascii")
-    if b"message-id" not in keys:
-        added += f"Message-ID: <{message_id}>\r\n".encode("ascii")
-    head = section.edited(remove, added) if remove or added else section.raw[: section.end]
-    short = sum([len(key) + len(value) for key, value in asked]) <= _KEPT_OCTETS
+    others: list[bytes] = []
+    subject = ""
+    for found in _LOOKED_AT.finditer(section, kept_from):
+        key = found[1].lower()
+        if key in _STAYS:
+            others.append(key)
+            if key == b"subject":
+                subject = subject or _subject(found[0])
+            continue
+        if key in _READ:  # by its name: what else begins so is the sender's to choose
+            asked.append((key, value(found[0])))
+        pieces.append(section[kept_from : found.start()])
+        kept_from = found.end()
+    pieces.append(section[kept_from:])
+    if b"date" not in others:
+        pieces.append(f"Date: {format_datetime(now)}\r\n".encode("ascii"))
+    if b"message-id" not in others:
+        pieces.append(f"Message-ID: <{message_id}>\r\n".encode("ascii"))
+    short = sum([len(key) + len(text) for key, text in asked]) <= _KEPT_OCTETS
     wishes = (_known_wishes if short else _wishes)(tuple(asked))
-    return Prepared(head[section.start :], wishes, _subject(section))
+    return Prepared(b"".join(pieces), wishes, subject)
 
 
-def _subject(section: HeaderSection) -> str:
-    for index, key in enumerate(section.keys):
-        if key == b"subject":
-            text = clean_name(encoded_words.decode(section.value(index)))
-            if text:
-                return text[:_SUBJECT_CHARACTERS]
-    return ""
+def _subject(field: bytes) -> str:
+    return clean_name(encoded_words.decode(value(field)))[:_SUBJECT_CHARACTERS]
 
 
 def _wishes(asked: tuple[tuple[bytes, bytes], ...]) -> Wishes:
     """Read X-Cmail fields, each with its name in lower case and its value."""
     values: dict[bytes, str] = {}
-    for key, value in asked:
-        text = encoded_words.decode(value).strip()
+    for key, raw in asked:
+        text = encoded_words.decode(raw).strip()
         if text and key not in values:
             values[key] = text
     switches: dict[str, bool] = {}

@@ -17,7 +17,6 @@ from typing import IO, Protocol
 from proxy.compose.fields import Prepared, prepare, without_dots
 from proxy.compose.steps import Composed, Options
 from proxy.mail.envelope import Envelope
-from proxy.mail.fields import HeaderSection
 from proxy.mail.reply import Reply
 from proxy.route import About, Capabilities, Content, Sent
 from proxy.spool.item import Item, Layout, Recipient, Slot
@@ -146,13 +145,10 @@ class DeliverTransaction:
         """Take the message, compose it, and keep it; the answer is ours."""
         route = self._route
         try:
-            taken = bytearray(head)
-            while not content.complete and len(taken) <= IN_MEMORY_OCTETS:
-                taken += await content.read()
             if content.complete:
-                item = await self._keep(without_dots(bytes(taken)), about)
+                item = await self._keep(head, about)
             else:
-                item = await self._keep_large(taken, content, about)
+                item = await self._keep_all(bytearray(head), content, about)
         except StoreError as error:
             route.watcher.not_kept(error)
             reply = FULL if isinstance(error, StoreFullError) else NOT_KEPT
@@ -164,9 +160,13 @@ class DeliverTransaction:
             return Sent(FULL if is_full else NOT_KEPT, "failed", reason)
         return Sent(Reply(250, "2.0.0", f"Message queued as {item.id}"), "queued", f"{item.size_octets} octets kept")
 
-    async def _keep_large(self, begun: bytearray, content: Content, about: About) -> Item:
-        """Take the rest into a file, and go on when it is this message's turn."""
+    async def _keep_all(self, begun: bytearray, content: Content, about: About) -> Item:
+        """Take the rest, if it is large into a file, and go on when it is this message's turn."""
         route = self._route
+        while len(begun) <= IN_MEMORY_OCTETS:
+            begun += await content.read()
+            if content.complete:
+                return await self._keep(bytes(begun), about)
         with tempfile.TemporaryFile(dir=route.folder) as taken:
             octets = taken.write(begun)
             begun.clear()
@@ -180,12 +180,13 @@ class DeliverTransaction:
     async def _keep(self, content: bytes, about: About) -> Item:
         route = self._route
         now = route.clock()
-        section = HeaderSection.split(content)
+        section = without_dots(content[: about.section_octets])
+        body = without_dots(content[about.section_octets :])
         prepared = prepare(section, f"{about.id}@{route.hostname}", datetime.fromtimestamp(now, UTC))
         if prepared.wishes.malformed:
             route.watcher.malformed(about.id, prepared.wishes.malformed)
         started = monotonic()
-        composed = await route.composer.compose(prepared.head + content[section.end :], self._options(prepared))
+        composed = await route.composer.compose(prepared.head + body, self._options(prepared))
         route.watcher.composed(monotonic() - started, composed)
         kept, layout = kept_of(composed)
         item = self._item(about, prepared, layout, composed, len(kept), now)
@@ -263,4 +264,4 @@ def kept_of(composed: Composed) -> tuple[bytes, Layout]:
 
 def _whole(taken: IO[bytes]) -> bytes:
     taken.seek(0)
-    return without_dots(taken.read())
+    return taken.read()

@@ -36,7 +36,7 @@ class HeaderField:
     @property
     def value(self) -> bytes:
         """The value, unfolded (RFC 5322, 2.2.3: only the CRLF goes, the blank after it stays), blanks around it cut."""
-        return _value(self.raw)
+        return value(self.raw)
 
 
 class HeaderSection:
@@ -106,7 +106,7 @@ class HeaderSection:
 
     def value(self, index: int) -> bytes:
         """The value of field *index*, as :attr:`HeaderField.value`."""
-        return _value(self.field(index))
+        return value(self.field(index))
 
     def edited(self, remove: Collection[int], added: bytes, at: int | None = None) -> bytes:
         """
@@ -134,5 +134,6 @@ class HeaderSection:
         return b"".join(pieces)
 
 
-def _value(raw: bytes) -> bytes:
+def value(raw: bytes) -> bytes:
+    """Give the value of a field, unfolded, as :attr:`HeaderField.value`."""
     return raw.partition(b":")[2].replace(b"\r\n", b"").strip(b" \t")

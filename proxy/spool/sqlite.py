@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -723,7 +723,7 @@ def _recipient_row(item: Item, recipient: Recipient, lease_until: float, owner: 
         recipient.number,
         recipient.address,
         recipient.destination,
-        recipient.state.value,
+        "pending" if recipient.state is State.PENDING else recipient.state.value,  # of an enum it takes its time
         recipient.attempts + leased,
         max(recipient.next_attempt_at, lease_until),
         recipient.reply,
@@ -962,11 +962,12 @@ class _Counts:
     """Figures to be written together: many of a commit are of the same day and group."""
 
     def __init__(self) -> None:
-        self._numbers: Counter[tuple[str, str, str]] = Counter()
+        self._numbers: dict[tuple[str, str, str], int] = {}
 
     def add(self, at: float, group: str | None, kind: str, number: int) -> None:
         if number:
-            self._numbers[_day(int(at // _DAY_SECONDS)), group or UNGROUPED, kind] += number
+            key = (_day(int(at // _DAY_SECONDS)), group or UNGROUPED, kind)
+            self._numbers[key] = self._numbers.get(key, 0) + number
 
     def write(self, connection: sqlite3.Connection) -> None:
         _write_rows(

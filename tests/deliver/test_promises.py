@@ -604,6 +604,16 @@ def test_bcc_is_removed(here: DeliverSite, name: bytes) -> None:
     assert {copy.content for copy in found.values()} == {message()}
 
 
+@pytest.mark.parametrize("body", [b"\r\n.Hello\r\n", b"\r\n\r\n", b". no field, and no blank line\r\nBcc: body\r\n"])
+def test_dots_before_header_fields_hide_nothing(here: DeliverSite, body: bytes) -> None:
+    """On the way they are doubled, in the header section as in the body; what stands where is known all the same."""
+    kept = b".From: app@example.com\r\n.x: 1\r\n", b"Date: x\r\nMessage-ID: <x>\r\n..: 2\r\n"
+    gone = b"Bcc: hidden@example.net\r\n", b"X-Cmail-GroupName: dots\r\n"
+    copy = here.only(here.send(kept[0] + gone[0] + kept[1] + gone[1] + body))
+    assert copy.content == b"".join(kept) + body
+    assert here.told("message", "show", copy.id)["item"]["group"] == "dots"
+
+
 def test_all_x_cmail_fields_are_consumed(here: DeliverSite) -> None:
     """Fields written for a relay tell readers nothing; also those that no version of the platform knows."""
     fields = (b"X-Cmail-GroupName: g", b"x-cmail-trackopens: true", b"X-CMAIL-NEW: 1", b"X-Cmail-InlineCSS:\r\n false")
