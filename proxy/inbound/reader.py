@@ -45,11 +45,6 @@ class ByteReader:
         self._paused = False
         self._expired = False
 
-    @property
-    def over(self) -> bool:
-        """Whether there is nothing left, and nothing more to come."""
-        return self.eof and not self.buffer
-
     def attach(self, transport: asyncio.BaseTransport) -> None:
         """Use this transport from now on."""
         self._transport = cast(asyncio.ReadTransport, transport)
@@ -87,9 +82,9 @@ class ByteReader:
         waiter = self._waiter = self._loop.create_future()
         return waiter
 
-    def waited(self) -> None:
+    def waited(self) -> bool:
         """
-        Look how a wait ended.
+        Look how a wait ended: whether there is anything left, or more to come.
 
         Raises:
             ClientSilentError: Time was up.
@@ -98,6 +93,7 @@ class ByteReader:
         if self._expired:
             self._expired = False
             raise ClientSilentError("idle")
+        return bool(self.buffer) or not self.eof
 
     def take(self) -> bytes:
         """Give all octets there are."""

@@ -252,8 +252,7 @@ class Connection(SMTP):
         finally:
             self._reading = False
             self.deadline = self.idle_since = _NEVER
-        reader.waited()
-        if reader.over:
+        if not reader.waited():
             raise ClientGoneError
 
     async def _flush(self) -> None:
