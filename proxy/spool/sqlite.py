@@ -103,6 +103,7 @@ class SqliteStore:
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         schema.prepare(connection)
+        connection.execute("PRAGMA busy_timeout = 0")  # from here on the writer waits, at the beginning of transactions
         (self._folder / DATABASE_FILE).chmod(0o600)
         return connection
 

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Generic, TypeVar
 
 from proxy.spool.store import StoreError, StoreFullError
@@ -30,6 +30,8 @@ _MOST_AT_ONCE = 500
 _FEW = 3  # so much work in a commit is no load, and what comes behind it does not wait
 _REST_SECONDS = 0.00004
 _LONGEST_SECONDS = 0.008
+_BUSY_SECONDS = 10.0  # for other processes
+_LOOK_SECONDS = 0.0002
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
@@ -171,7 +173,7 @@ class Writer:
     def _together(self, connection: sqlite3.Connection, jobs: list[_Job[Any, Any]]) -> list[_Outcome] | None:
         """All in one commit; None where any of it failed, with nothing done."""
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            _begin(connection)
         except sqlite3.Error as error:  # another process has it for too long: it will not be better for each alone
             return [(job.future, None, store_error(error)) for job in jobs]
         try:
@@ -192,7 +194,7 @@ class Writer:
         outcomes: list[_Outcome] = []
         for job in jobs:
             try:
-                connection.execute("BEGIN IMMEDIATE")
+                _begin(connection)
                 (value,) = job.work(connection, [job.argument])
                 connection.execute("COMMIT")
                 outcomes.append((job.future, value, None))
@@ -200,6 +202,25 @@ class Writer:
                 _roll_back(connection)
                 outcomes.append((job.future, None, store_error(error)))
         return outcomes
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    """
+    Begin a transaction; other processes that have one are waited for.
+
+    SQLite would look again after a millisecond, then after two, five and so on, and a commit takes about one.
+    """
+    until = 0.0
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            until = until or monotonic() + _BUSY_SECONDS
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > until:
+                raise
+            sleep(_LOOK_SECONDS)
+        else:
+            return
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

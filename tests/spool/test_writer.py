@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy.spool import writer as module
+from proxy.spool.store import StoreError
 from proxy.spool.writer import Writer
 
 LOAD = module._FEW + 1
@@ -34,7 +35,7 @@ class Rig:
         self.writer = Writer(self._connect)
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None)
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=0)
         connection.execute("CREATE TABLE IF NOT EXISTS t (n INTEGER)")
         connection.set_trace_callback(self._statement)
         return connection
@@ -149,3 +150,40 @@ async def test_closing_finishes_what_waits(rig: Rig) -> None:
     await rig.writer.close()
     await asyncio.gather(*written)
     assert (rig.commits, rig.rows()) == ([3], LOAD + 3)
+
+
+def other(rig: Rig) -> sqlite3.Connection:
+    """Take the database as another process does that writes to it."""
+    connection = sqlite3.connect(rig._path, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
+
+
+async def test_who_writes_in_another_process_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often that takes a look: nothing fails, and nothing is lost."""
+    looks: list[float] = []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 5:
+            beside.execute("COMMIT")
+
+    monkeypatch.setattr(module, "sleep", look)
+    beside = other(rig)
+    await rig.write()
+    assert (rig.commits, len(looks)) == ([1], 5)
+    beside.close()
+
+
+async def test_who_writes_for_ever_costs_the_work_and_not_the_writer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ten seconds the caller is told; when the other one is gone, all is well again."""
+    monkeypatch.setattr(module, "_BUSY_SECONDS", 50 * TICK)
+    monkeypatch.setattr(module, "sleep", lambda _seconds: None)
+    beside = other(rig)
+    with pytest.raises(StoreError, match=r"^database is locked$"):
+        await rig.write()
+    assert rig.commits == []
+    beside.execute("ROLLBACK")
+    await rig.write()
+    assert rig.commits == [1]
+    beside.close()
