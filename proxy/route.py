@@ -68,7 +68,8 @@ class About:
 
     Args:
         id: The queue id; also in its Received field.
-        section_octets: Length of its header section, without the separating blank line.
+        section_octets: Length of its header section as it is sent on, transparency dots and all, without the separating
+            blank line.
         login: Whose login it came by; empty for none.
         provider: The first whose fields it has; empty for none.
         deliver_at: ISO time before which it is not to be sent; empty for at once.

@@ -66,7 +66,8 @@ def prepare(section: bytes, message_id: str, now: datetime) -> Prepared:
     Of each X-Cmail field the first that is not empty counts.
 
     Args:
-        section: A header section, whole fields with nothing else among them; an mbox line may stand in front.
+        section: A header section without transparency dots: whole fields and nothing else among them, but for an mbox
+            line in front.
         message_id: For a Message-ID, ``left@right`` without brackets.
         now: For a Date. Aware.
     """

@@ -140,11 +140,11 @@ class Queue:
         if self._stopping or 2 * (len(self._under_way) + self._reserved + len(recipients)) > self._most:
             return 0.0
         destinations = Counter([each.destination for each in recipients])
-        crowded = self._courier.crowded()
         for name, number in destinations.items():
-            too_many = 2 * (self._counts[name] + number) > self._most_each
-            if too_many or name in crowded or self._courier.is_paused(name):
+            if 2 * (self._counts[name] + number) > self._most_each or self._courier.is_paused(name):
                 return 0.0
+        if not destinations.keys().isdisjoint(self._courier.crowded()):
+            return 0.0
         self._counts.update(destinations)
         self._reserved += len(recipients)
         return self._clock() + LEASE_SECONDS

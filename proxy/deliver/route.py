@@ -17,6 +17,7 @@ from typing import IO, Protocol
 from proxy.compose.fields import Prepared, prepare, without_dots
 from proxy.compose.steps import Composed, Options
 from proxy.mail.envelope import Envelope
+from proxy.mail.fields import HeaderSection
 from proxy.mail.reply import Reply
 from proxy.route import About, Capabilities, Content, Sent
 from proxy.spool.item import Item, Layout, Recipient, Slot
@@ -161,7 +162,7 @@ class DeliverTransaction:
         return Sent(Reply(250, "2.0.0", f"Message queued as {item.id}"), "queued", f"{item.size_octets} octets kept")
 
     async def _keep_all(self, begun: bytearray, content: Content, about: About) -> Item:
-        """Take the rest, if it is large into a file, and go on when it is this message's turn."""
+        """Take the rest, into a file if there is much of it, and go on when it is this message's turn."""
         route = self._route
         while len(begun) <= IN_MEMORY_OCTETS:
             begun += await content.read()
@@ -180,13 +181,19 @@ class DeliverTransaction:
     async def _keep(self, content: bytes, about: About) -> Item:
         route = self._route
         now = route.clock()
-        section = without_dots(content[: about.section_octets])
-        body = without_dots(content[about.section_octets :])
-        prepared = prepare(section, f"{about.id}@{route.hostname}", datetime.fromtimestamp(now, UTC))
+        section_octets = about.section_octets
+        # A line that a client sent with one dot for none may be another kind of line without it: a continuation, or
+        # no field at all.
+        dots_count = content.startswith(b".") or content.find(b"\r\n.", 0, section_octets + 1) >= 0
+        content = without_dots(content)
+        if dots_count:
+            section_octets = HeaderSection.split(content).end
+        prepared = prepare(content[:section_octets], f"{about.id}@{route.hostname}", datetime.fromtimestamp(now, UTC))
         if prepared.wishes.malformed:
             route.watcher.malformed(about.id, prepared.wishes.malformed)
         started = monotonic()
-        composed = await route.composer.compose(prepared.head + body, self._options(prepared))
+        content = prepared.head + content[section_octets:]
+        composed = await route.composer.compose(content, self._options(prepared))
         route.watcher.composed(monotonic() - started, composed)
         kept, layout = kept_of(composed)
         item = self._item(about, prepared, layout, composed, len(kept), now)

@@ -72,7 +72,8 @@ class ByteReader:
 
     def wait(self) -> "asyncio.Future[None]":
         """
-        Give what is done when there are more octets than now, or :attr:`eof`, or the time is up; then :meth:`waited`.
+        Give what is done when there are more octets than now, or :attr:`eof` comes, or the time is up. Then call
+        :meth:`waited`.
 
         Two plain methods, because a session calls them for each command: a coroutine costs more than both.
         """

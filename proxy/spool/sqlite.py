@@ -724,7 +724,7 @@ def _recipient_row(item: Item, recipient: Recipient, lease_until: float, owner: 
         recipient.number,
         recipient.address,
         recipient.destination,
-        "pending" if recipient.state is State.PENDING else recipient.state.value,  # of an enum it takes its time
+        "pending" if recipient.state is State.PENDING else recipient.state.value,  # that is slow
         recipient.attempts + leased,
         max(recipient.next_attempt_at, lease_until),
         recipient.reply,

@@ -4,9 +4,9 @@ One thread that has the database, and commits the work of many callers at a time
 A commit costs a sync of the disk whatever is in it, so all work that came during the last one goes into the next. The
 thread is there because sqlite3 waits for the disk, and the event loop must not.
 
-Under load a commit begins when the event loop is at rest, or has put it off for long enough: thread and loop take turns
-then, where otherwise they would take the interpreter from each other at every statement, which costs both of them as
-much again.
+Under load a commit begins when the event loop is at rest, or when it was put off for long enough, or when there is
+enough for one. So thread and loop take turns, where otherwise they would take the interpreter from each other at every
+statement, which costs both of them as much again.
 """
 
 import asyncio
@@ -96,12 +96,12 @@ class Writer:
         job = _Job(work, argument, loop)
         self._waiting.append(job)
         self._go_on(loop)
-        # A caller that is cancelled leaves no half-known state: the thread does the work all the same.
+        # A caller that is cancelled leaves no half-known state: the work is done all the same.
         return await job.future
 
     async def close(self) -> None:
         """Finish what was asked for, and end the thread."""
-        while self._waiting or self._busy:
+        while (self._waiting or self._busy) and self._thread.is_alive():
             self._hand_over()
             await asyncio.sleep(0.005)
         self._batches.put(None)
@@ -174,7 +174,7 @@ class Writer:
         """All in one commit; None where any of it failed, with nothing done."""
         try:
             _begin(connection)
-        except sqlite3.Error as error:  # another process has it for too long: it will not be better for each alone
+        except Exception as error:  # another process has it for too long, say: it will not be better for each alone
             return [(job.future, None, store_error(error)) for job in jobs]
         try:
             together: dict[Batch[Any, Any], list[_Job[Any, Any]]] = {}
@@ -208,7 +208,7 @@ def _begin(connection: sqlite3.Connection) -> None:
     """
     Begin a transaction; other processes that have one are waited for.
 
-    SQLite would look again after a millisecond, then after two, five and so on, and a commit takes about one.
+    SQLite would look again after a millisecond, then after two, five and so on, and a commit takes a millisecond.
     """
     until = 0.0
     while True:

@@ -58,6 +58,7 @@ WORDS = [
 """The value of a switch, and whether it is on by that. What is no switch word leaves the platform's default: on."""
 
 MALFORMED = (b"perhaps", b"false, really", b"falsch \xff")
+USUAL = b"Date: x\r\nMessage-ID: <x>\r\n"
 SWITCHES = (b"X-Cmail-TrackOpens", b"X-Cmail-TrackClicks", b"X-Cmail-InlineCSS")
 
 
@@ -612,6 +613,28 @@ def test_dots_before_header_fields_hide_nothing(here: DeliverSite, body: bytes) 
     copy = here.only(here.send(kept[0] + gone[0] + kept[1] + gone[1] + body))
     assert copy.content == b"".join(kept) + body
     assert here.told("message", "show", copy.id)["item"]["group"] == "dots"
+
+
+@pytest.mark.parametrize(
+    ("wire", "kept"),
+    [
+        (b"Bcc: one@example.net,\r\n. two@example.net\r\nTo: x\r\n" + USUAL + b"\r\n", b"To: x\r\n" + USUAL + b"\r\n"),
+        (b"To: x\r\n. folded\r\nBcc: h\r\n" + USUAL + b"\r\n", b"To: x\r\n folded\r\n" + USUAL + b"\r\n"),
+        (USUAL + b".: no field\r\nBcc: body\r\n", USUAL + b": no field\r\nBcc: body\r\n"),
+        (USUAL + b".To: x\r\n.Bcc: h\r\n\r\n.dot\r\n", USUAL + b"To: x\r\n\r\ndot\r\n"),
+        (USUAL + b". hidden\r\n\r\n", USUAL + b" hidden\r\n\r\n"),
+    ],
+)
+def test_lone_dots_of_a_client_that_doubles_none_go_before_anything_is_read(
+    here: DeliverSite, wire: bytes, kept: bytes
+) -> None:
+    """RFC 5321, 4.5.2: the first dot of a line goes. What the line is shows behind it: a continuation, or no field."""
+    with here.client(OPEN) as client:
+        client.envelope("ann@example.net")
+        client.send(wire + b".\r\n")
+        queued = QUEUED.fullmatch(client.reply())
+    assert queued is not None
+    assert here.only(queued[1]).content == kept
 
 
 def test_all_x_cmail_fields_are_consumed(here: DeliverSite) -> None:

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -187,3 +188,38 @@ async def test_who_writes_for_ever_costs_the_work_and_not_the_writer(rig: Rig, m
     await rig.write()
     assert rig.commits == [1]
     beside.close()
+
+
+async def test_no_transaction_costs_the_work_and_not_the_writer(tmp_path: Path) -> None:
+    """Whatever kept it from beginning, memory for one, is told to who asked."""
+
+    class Short(sqlite3.Connection):
+        short = True
+
+        def execute(self, *arguments: Any) -> sqlite3.Cursor:
+            if Short.short:
+                raise MemoryError("none left")
+            return super().execute(*arguments)
+
+    writer = Writer(lambda: sqlite3.connect(tmp_path / "some.db", factory=Short, isolation_level=None))
+    with pytest.raises(MemoryError, match=r"^none left$"):
+        await writer.do(lambda _connection: None)
+    Short.short = False
+    assert await writer.do(lambda connection: connection.execute("SELECT 7").fetchone()) == (7,)
+    await writer.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_closing_does_not_wait_for_a_thread_that_is_gone(tmp_path: Path) -> None:
+    """Whatever ended it: the program must be able to end as well."""
+
+    class Broken(sqlite3.Connection):
+        def execute(self, *_arguments: object) -> sqlite3.Cursor:
+            raise SystemExit  # which ends a thread, and says nothing
+
+    writer = Writer(lambda: sqlite3.connect(tmp_path / "some.db", factory=Broken))
+    never = asyncio.create_task(writer.do(lambda _connection: None))
+    await asyncio.sleep(0)
+    await writer.close()
+    assert not never.done()
+    never.cancel()
