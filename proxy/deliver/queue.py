@@ -139,13 +139,16 @@ class Queue:
         """
         if self._stopping or 2 * (len(self._under_way) + self._reserved + len(recipients)) > self._most:
             return 0.0
-        destinations = Counter([each.destination for each in recipients])
+        destinations: dict[str, int] = {}
+        for each in recipients:
+            destinations[each.destination] = destinations.get(each.destination, 0) + 1
         for name, number in destinations.items():
             if 2 * (self._counts[name] + number) > self._most_each or self._courier.is_paused(name):
                 return 0.0
         if not destinations.keys().isdisjoint(self._courier.crowded()):
             return 0.0
-        self._counts.update(destinations)
+        for name, number in destinations.items():
+            self._counts[name] += number
         self._reserved += len(recipients)
         return self._clock() + LEASE_SECONDS
 

@@ -33,6 +33,7 @@ import attrs
 from attrs import frozen
 
 from proxy.spool import schema
+from proxy.spool.checkpoints import Checkpoints
 from proxy.spool.item import (
     UNGROUPED,
     Change,
@@ -68,6 +69,14 @@ _LOG_PAGES = 4000  # 16 MB: pages that change with every commit go from the log 
 _ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
 _ITEM += "notice, layout, failed_steps"
 _READ = f"{_ITEM}, set_aside"
+# By the age of messages, and not by destination: one that is out of order may have all the queue waiting for it.
+_OVERDUE = (
+    "SELECT r.message_id, r.number, r.address, r.destination, r.state, r.attempts, r.next_attempt_at, "
+    "r.reply, r.remote_host FROM message m CROSS JOIN recipient r ON r.message_id = m.id "
+    "WHERE m.final_at IS NULL AND m.set_aside IS NULL AND m.received_at <= ? AND m.not_before <= ? "
+    "AND r.state = 'pending' AND (r.owner = '' OR r.next_attempt_at <= ?) "
+    "AND r.destination IN (SELECT value FROM json_each(?)) ORDER BY m.received_at LIMIT ?"
+)
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})  # of a file: no later time will mend it
 _COUNTED = {"delivered": "delivered", "deferred": "deferred", "bounced": "bounced", "suppressed": "suppressed"}
 _FIGURES = tuple(field.name for field in attrs.fields(Figures) if field.name not in ("day", "group"))
@@ -88,7 +97,8 @@ class SqliteStore:
         self._folder = folder
         self._contents = folder / "content"
         self._owners = Owners(folder / "owners")
-        self._writer = Writer(self._connect)
+        self._checkpoints = Checkpoints(self._open)
+        self._writer = Writer(self._connect, self._checkpoints.committed)
 
     def _connect(self) -> sqlite3.Connection:
         if not self._contents.is_dir():
@@ -96,15 +106,19 @@ class SqliteStore:
             for each in (self._folder, self._folder.parent, self._folder.parent.parent):
                 with contextlib.suppress(PermissionError):  # one that is not ours was there before
                     _sync_folder(each)
-        connection = sqlite3.connect(self._folder / DATABASE_FILE, isolation_level=None)
+        connection = self._open()
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
         _use_log(connection)
-        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         schema.prepare(connection)
         connection.execute("PRAGMA busy_timeout = 0")  # from here on the writer waits, at the beginning of transactions
         (self._folder / DATABASE_FILE).chmod(0o600)
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._folder / DATABASE_FILE, isolation_level=None)
+        connection.execute("PRAGMA synchronous = FULL")
         return connection
 
     async def add(self, item: Item, content: bytes, lease_until: float) -> frozenset[int]:
@@ -150,14 +164,7 @@ class SqliteStore:
         names = json.dumps(list(destinations))
 
         def work(connection: sqlite3.Connection) -> list[Leased]:
-            rows = connection.execute(
-                "SELECT r.message_id, r.number, r.address, r.destination, r.state, r.attempts, r.next_attempt_at, "
-                "r.reply, r.remote_host FROM message m JOIN recipient r ON r.message_id = m.id "
-                "WHERE m.final_at IS NULL AND m.set_aside IS NULL AND m.received_at <= ? AND m.not_before <= ? "
-                "AND r.state = 'pending' AND (r.owner = '' OR r.next_attempt_at <= ?) "
-                "AND r.destination IN (SELECT value FROM json_each(?)) ORDER BY m.received_at LIMIT ?",
-                (before, before, now, names, limit),
-            ).fetchall()
+            rows = connection.execute(_OVERDUE, (before, before, now, names, limit)).fetchall()
             if not rows:
                 return []
             _mark(connection, rows, lease_until, self._owners.own())
@@ -467,6 +474,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         await self._writer.close()
+        await self._checkpoints.close()
         self._owners.close()
 
     def _path(self, message_id: str) -> Path:

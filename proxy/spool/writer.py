@@ -54,18 +54,22 @@ class Writer:
 
     Args:
         connect: Opens the database, in the thread; sqlite3 wants to be used where it was opened.
+        committed: Is told, in the thread, how much work each commit had, once its callers have been.
 
     Raises:
         StoreError: It cannot be opened.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(
+        self, connect: Callable[[], sqlite3.Connection], committed: Callable[[int], None] = lambda _work: None
+    ) -> None:
         self._waiting: list[_Job[Any, Any]] = []
         self._batches: SimpleQueue[list[_Job[Any, Any]] | None] = SimpleQueue()
         self._busy = False  # whether the thread has a batch; it alone says that it has none any more
         self._looking = False  # for a moment of rest
         self._last = 0  # how much was in the last batch
         self._connect = connect
+        self._committed = committed
         self._failure: BaseException | None = None
         self._opened = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
@@ -168,6 +172,7 @@ class Writer:
             self._busy = False
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(self._settle, outcomes, loop)
+            self._committed(len(batch))
         connection.close()
 
     def _together(self, connection: sqlite3.Connection, jobs: list[_Job[Any, Any]]) -> list[_Outcome] | None:

@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from proxy.spool import schema
-from proxy.spool.sqlite import INLINE_OCTETS, SqliteStore
+from proxy.spool.sqlite import _OVERDUE, INLINE_OCTETS, SqliteStore
 from proxy.spool.store import DamagedError, Store, StoreError, StoreFullError
 from tests.spool.contract import *  # noqa: F403 - its tests are this store's
 from tests.spool.contract import T0, Beside, Reopen, delivered, item, notice
@@ -279,6 +279,17 @@ async def test_other_process_may_look_while_this_one_writes(store: SqliteStore, 
     assert await other.retry(None, T0) == 50
     assert len(await store.lease(T0, T0 + 60, 100)) == 50
     await other.close()
+
+
+async def test_looking_for_what_is_overdue_does_not_read_the_whole_queue(store: SqliteStore, tmp_path: Path) -> None:
+    """It is done every few seconds, above all when a destination is out of order and everything waits for it."""
+    await store.add(item("m1"), b"content", 0)
+    with sqlite3.connect(tmp_path / "spool" / "spool.db") as connection:
+        plan = [row[-1] for row in connection.execute(f"EXPLAIN QUERY PLAN {_OVERDUE}", (0, 0, 0, "[]", 1))]
+    connection.close()
+    assert plan[0] == "SEARCH m USING INDEX message_open (received_at<?)"
+    assert plan[1].startswith("SEARCH r USING PRIMARY KEY (message_id=?")
+    assert not [line for line in plan if "recipient_due" in line or "ORDER BY" in line]
 
 
 async def test_full_disk_refuses_and_goes_on_when_there_is_room(store: SqliteStore) -> None:
