@@ -24,6 +24,7 @@ from proxy.inbound.reader import ByteReader, ClientSilentError
 from proxy.inbound.service import ListenerPolicy, Service
 from proxy.mail.reply import Reply
 from proxy.route import ClientGoneError
+from proxy.turns import turns_of
 
 __all__ = ["Connection", "HangUp", "Prototype", "prototype", "syntax"]
 
@@ -68,6 +69,8 @@ class Connection(SMTP):
         self.idle_since = _NEVER
         self._in = ByteReader()
         self._out: list[bytes] = []
+        self._sending = False
+        self._turns = turns_of(self.loop)
         self._tls = secured
         self._errors = 0
         self._idle_commands = 0
@@ -197,7 +200,7 @@ class Connection(SMTP):
             self._reply(commands.INTERNAL_ERROR)
         finally:
             self._forget_transaction()
-            self._write(b"".join(self._out))
+            self._send_now()
             self._close()
             self._service.sessions.discard(self)
             self._service.metrics.session_closed(self._policy.name)
@@ -236,7 +239,7 @@ class Connection(SMTP):
         return _DRAIN_SECONDS
 
     async def _more(self, seconds: float, began: float) -> None:
-        """Send what was written, and wait for the client, for so many seconds since *began*."""
+        """Have sent what was written, and wait for the client, for so many seconds since *began*."""
         if self._out:
             self._send()
             if self._paused:  # type: ignore[attr-defined]
@@ -257,14 +260,22 @@ class Connection(SMTP):
 
     async def _flush(self) -> None:
         """Send what was written, and wait for the client where it does not take it."""
-        self._send()
+        self._send_now()
         if self._paused:  # type: ignore[attr-defined]
             await self._sent()
 
     def _send(self) -> None:
-        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out.clear()
-        self._write(data)
+        """Have what was written sent, in a row with what other clients are told."""
+        if not self._sending:
+            self._sending = True
+            self._turns.send(self._send_now)
+
+    def _send_now(self) -> None:
+        self._sending = False
+        if self._out:
+            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+            self._out.clear()
+            self._write(data)
 
     async def _sent(self) -> None:
         """Wait by asyncio's flow control: the client does not read its replies; it has as long as for a command."""

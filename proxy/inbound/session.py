@@ -400,7 +400,7 @@ class Session(Connection):
         self._reply(reply)
         if reply is GIVEN_UP or reply.code == SERVICE_CLOSING:
             raise HangUp
-        await self._flush()  # not held back for the next command in the pipeline, which may have to wait
+        self._send()  # not held back for the next command in the pipeline, which may have to wait
 
     def _submission(self, envelope: Envelope) -> Submission:
         login = self._login

@@ -23,6 +23,7 @@ from aiohappyeyeballs import AddrInfoType, start_connection
 from attrs import frozen
 
 from proxy.mail.reply import Reply, ReplyError, ReplyParser
+from proxy.turns import turns_of
 
 _PUNCTUATION = re.compile(r"[^A-Za-z0-9+]")
 _GRAM = 6  # characters in a row that make a secret known
@@ -106,7 +107,10 @@ class Connection(asyncio.Protocol):
         self._parser = ReplyParser()
         self._replies: deque[Reply] = deque()
         self._expected = 0
+        self._unsent: list[bytes] = []
+        self._unsent_replies = 0
         self._loop = asyncio.get_running_loop()
+        self._turns = turns_of(self._loop)
         self._reply_waiter: asyncio.Future[None] | None = None
         self._reply_due = 0.0  # when the reply that is waited for must be there, and within what time it was to come
         self._reply_limit = 0.0
@@ -248,11 +252,25 @@ class Connection(asyncio.Protocol):
         """
         Send octets; nothing happens on a lost connection (the wait for the reply tells).
 
+        What brings replies leaves in a row with what goes out on other connections, so perhaps not at once.
+
         Args:
             replies: How many replies this will bring; 0 for a part of something.
         """
-        self._expected += replies
-        if self._transport is not None and not self.lost:
+        self._unsent.append(data)
+        self._unsent_replies += replies
+        if not replies:
+            self._send()
+        elif len(self._unsent) == 1:
+            self._turns.send(self._send)
+
+    def _send(self) -> None:
+        """Send what was written. Only from now on can replies be replies to it."""
+        data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
+        self._unsent.clear()
+        self._expected += self._unsent_replies
+        self._unsent_replies = 0
+        if data and self._transport is not None and not self.lost:
             self._transport.write(data)
 
     async def writable(self, limit: float) -> None:
@@ -313,6 +331,7 @@ class Connection(asyncio.Protocol):
     def quit(self) -> None:
         """Say goodbye politely, without waiting for the answer."""
         self.write(b"QUIT\r\n")
+        self._send()
         self.lost = self.lost or "closed here"
         self._forget_timer()
         if self._transport is not None:
@@ -332,6 +351,9 @@ class Connection(asyncio.Protocol):
         if len(self._replies) > self._expected:
             # Nobody asked: mostly 421 before the next hop hangs up. The connection has no future.
             self._lose(f"unasked reply {self._replies[-1]}")
+            if self._unsent:  # whoever waits for the reply to that must not take this for it
+                while len(self._replies) > self._expected:
+                    self._replies.pop()
         self._wake()
 
     def eof_received(self) -> None:

@@ -1,0 +1,53 @@
+"""
+When octets leave: those of many connections in a row, and those of one connection at once.
+
+A peer that sleeps has to be woken for what it is sent, on another processor mostly, and that is a good part of what
+sending costs. It is woken once for all that is sent in a row, and many connections often have their other end in one
+program: an app's pool, a platform. So under load octets wait for two turns of the event loop, a few microseconds each
+while there is work.
+"""
+
+import asyncio
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+_CROWDED_TURNS = 16
+Send = Callable[[], None]
+
+
+class Turns:
+    """The turns of one event loop, as :func:`turns_of` gives them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._call_soon = loop.call_soon
+        self._waiting: list[Send] = []
+        self._asked = 0  # how often in the present turn
+        self._crowded = 0  # for how many turns others are still to be expected
+
+    def send(self, send: Send) -> None:
+        """Have something sent: at once, or in a row with what others send meanwhile where there were others lately."""
+        self._asked += 1
+        if self._asked == 1:
+            self._call_soon(self._end)
+        if self._crowded:
+            self._waiting.append(send)
+        else:
+            send()
+
+    def _end(self) -> None:
+        self._crowded = _CROWDED_TURNS if self._asked > 1 else max(0, self._crowded - 1)
+        self._asked = 0
+        for send in self._waiting:
+            self._call_soon(send)  # so that one that fails is its connection's trouble alone
+        self._waiting.clear()
+
+
+_turns: "WeakKeyDictionary[asyncio.AbstractEventLoop, Turns]" = WeakKeyDictionary()
+
+
+def turns_of(loop: asyncio.AbstractEventLoop) -> Turns:
+    """Give the one object that all connections of an event loop share."""
+    turns = _turns.get(loop)
+    if turns is None:
+        turns = _turns[loop] = Turns(loop)
+    return turns
