@@ -9,9 +9,9 @@ while there is work.
 
 import asyncio
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
+from functools import lru_cache
 
-_CROWDED_TURNS = 16
+_CROWDED_TURNS = 16  # without others, until one is taken to be alone
 Send = Callable[[], None]
 
 
@@ -42,12 +42,7 @@ class Turns:
         self._waiting.clear()
 
 
-_turns: "WeakKeyDictionary[asyncio.AbstractEventLoop, Turns]" = WeakKeyDictionary()
-
-
+@lru_cache(1)  # a process has one event loop at a time
 def turns_of(loop: asyncio.AbstractEventLoop) -> Turns:
     """Give the one object that all connections of an event loop share."""
-    turns = _turns.get(loop)
-    if turns is None:
-        turns = _turns[loop] = Turns(loop)
-    return turns
+    return Turns(loop)
