@@ -1,10 +1,10 @@
 """
-When octets leave: those of many connections in a row, and those of one connection at once.
+When octets leave: at once, or under load in a row with those of other connections.
 
 A peer that sleeps has to be woken for what it is sent, on another processor mostly, and that is a good part of what
 sending costs. It is woken once for all that is sent in a row, and many connections often have their other end in one
-program: an app's pool, a platform. So under load octets wait for two turns of the event loop, a few microseconds each
-while there is work.
+program: an app's pool, a platform. So under load octets wait for two turns of the event loop: as long as what is ready
+at that moment takes, which is less than a millisecond for 20 connections.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class Turns:
         self._crowded = 0  # for how many turns others are still to be expected
 
     def send(self, send: Send) -> None:
-        """Have something sent: at once, or in a row with what others send meanwhile where there were others lately."""
+        """Have something sent: at once, or in a row with what else is sent where there was more to send lately."""
         self._asked += 1
         if self._asked == 1:
             self._call_soon(self._end)

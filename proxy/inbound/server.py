@@ -242,8 +242,8 @@ class Connection(SMTP):
         """Have sent what was written, and wait for the client, for so many seconds since *began*."""
         if self._out:
             self._send()
-            if self._paused:  # type: ignore[attr-defined]
-                await self._sent()
+        if self._paused:  # type: ignore[attr-defined]
+            await self._sent()
         reader = self._in
         if reader.eof:
             raise ClientGoneError

@@ -31,6 +31,7 @@ _REPLY_CODE = re.compile(r"the next hop said [2-5][0-9]{2}")
 # Finds a connection that died at rest without a word (a rebooted peer, a forgotten NAT entry) within a minute.
 _KEEPALIVE = (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 _MAX_ADDRESSES = 10
+_REFUSALS = 400  # and above
 
 
 class UpstreamError(Exception):
@@ -265,7 +266,7 @@ class Connection(asyncio.Protocol):
             self._turns.send(self._send)
 
     def _send(self) -> None:
-        """Send what was written. Only from now on can replies be replies to it."""
+        """Send what was written. No reply that was there before is one to it."""
         data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
         self._unsent.clear()
         self._expected += self._unsent_replies
@@ -351,10 +352,15 @@ class Connection(asyncio.Protocol):
         if len(self._replies) > self._expected:
             # Nobody asked: mostly 421 before the next hop hangs up. The connection has no future.
             self._lose(f"unasked reply {self._replies[-1]}")
-            if self._unsent:  # whoever waits for the reply to that must not take this for it
-                while len(self._replies) > self._expected:
-                    self._replies.pop()
+            if self._unsent:
+                self._keep_refusal()
         self._wake()
+
+    def _keep_refusal(self) -> None:
+        """Sort what came before its command has left: it may be a refusal, but never a success."""
+        early = [self._replies.pop() for _ in range(len(self._replies) - self._expected)]
+        if early[-1].code >= _REFUSALS:
+            self._replies.append(early[-1])
 
     def eof_received(self) -> None:
         self._lose("closed by the next hop")

@@ -6,6 +6,9 @@ commit wait for it, too: tens of milliseconds for 16 MB. Here a connection of it
 while others go on; a log that was moved to its end begins anew. What it does not get done, since more comes meanwhile,
 or since another process is at it, the writer does as ever, and finds little left to do.
 
+Several processes that never stop writing never let anybody come to the end of the log, which grows as long as they do;
+it did so before there was this thread, too.
+
 Source: SQLite, "Write-Ahead Logging", 2.1 (Checkpointing) and 3.3; "PRAGMA wal_checkpoint".
 """
 
@@ -15,7 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 
-_CHANGES = 500  # seldom enough for the pages that each commit changes anew, and for little traffic
+_JOBS = 500  # seldom enough for the pages that each commit changes anew, and for little traffic
 
 
 class Checkpoints:
@@ -28,20 +31,24 @@ class Checkpoints:
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
-        self._changes = 0
+        self._jobs = 0
         self._wanted = threading.Event()
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def committed(self, changes: int) -> None:
-        """Note a commit with so many changes; called by one thread, the writer's."""
-        self._changes += changes
-        if self._changes < _CHANGES:
+    def committed(self, jobs: int) -> None:
+        """Note a commit for so many callers; called by one thread, the writer's. Never fails."""
+        self._jobs += jobs
+        if self._jobs < _JOBS:
             return
-        self._changes = 0
+        self._jobs = 0
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads for this user or container: perhaps next time
+                return
+            self._thread = thread
         self._wanted.set()
 
     async def close(self) -> None:

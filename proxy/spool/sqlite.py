@@ -69,7 +69,8 @@ _LOG_PAGES = 4000  # 16 MB: pages that change with every commit go from the log 
 _ITEM = "id, received_at, reverse_path, grp, login, provider, subject, size_octets, eight_bit, smtputf8, not_before, "
 _ITEM += "notice, layout, failed_steps"
 _READ = f"{_ITEM}, set_aside"
-# By the age of messages, and not by destination: one that is out of order may have all the queue waiting for it.
+# By the age of messages, and not by destination: one that is out of order may have all the queue waiting for it. Of
+# messages that are old enough there are few, since they are given up; those set aside are passed over.
 _OVERDUE = (
     "SELECT r.message_id, r.number, r.address, r.destination, r.state, r.attempts, r.next_attempt_at, "
     "r.reply, r.remote_host FROM message m CROSS JOIN recipient r ON r.message_id = m.id "

@@ -47,8 +47,8 @@ async def _crowd() -> None:
     await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("said", [b"250 2.0.0 Taken\r\n", b"550 5.7.1 Never\r\n", b"250 a\r\n250 b\r\n"])
-async def test_a_reply_that_comes_before_its_command_has_left_is_no_reply_to_it(said: bytes) -> None:
+@pytest.mark.parametrize("said", [b"250 2.0.0 Taken\r\n", b"354 Go on\r\n", b"250 a\r\n550 5.7.1 b\r\n"])
+async def test_no_reply_that_comes_before_its_command_has_left_is_a_success_of_it(said: bytes) -> None:
     peer = _Peer()
     connection = await peer.greet()
     await _crowd()
@@ -56,6 +56,18 @@ async def test_a_reply_that_comes_before_its_command_has_left_is_no_reply_to_it(
     connection.write(b"The text\r\n.\r\n")
     with pytest.raises(UpstreamError, match="unasked reply"):
         await connection.reply(5)
+    assert await peer.hear() == b""
+
+
+@pytest.mark.parametrize("said", [b"550 5.7.1 Never\r\n", b"421 4.3.2 Going\r\n", b"552 5.3.4 Large\r\n250 a\r\n"])
+async def test_a_refusal_that_comes_before_its_command_has_left_counts(said: bytes) -> None:
+    peer = _Peer()
+    connection = await peer.greet()
+    await _crowd()
+    peer.say(said)
+    connection.write(b"The text\r\n.\r\n")
+    assert str(await connection.reply(5)) == said.partition(b"\r\n")[0].decode()
+    assert connection.lost.startswith("unasked reply")
     assert await peer.hear() == b""
 
 

@@ -347,6 +347,32 @@ def test_1000_clients_are_served_though_the_soft_limit_of_files_is_low(tmp_path:
         assert last.data(MESSAGE) == QUEUED
 
 
+def test_client_that_reads_no_replies_is_not_served_for_ever(here: Site) -> None:
+    """Message after message, each answered, and no answer taken: what waits for it is bounded by its connection."""
+    helps = 95  # idle commands have an end
+    messages, reply_octets = 2000, helps * 80  # 15 MB of replies; the system's buffers take about 4
+    content = b"HELP\r\n" * helps + b"MAIL FROM:<app@example.com>\r\nRCPT TO:<ann@example.net>\r\nDATA\r\n" + MESSAGE
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # set before connecting, so that it does not grow
+        deaf.connect(("127.0.0.1", here.port))
+        deaf.sendall(b"EHLO app.example.com\r\n")
+        deaf.settimeout(1)
+        sent = taken = 0
+        while taken == sent < messages:
+            try:
+                deaf.sendall(content)
+            except TimeoutError:
+                break
+            sent += 1
+            until = time.monotonic() + 1
+            while (taken := len(here.upstream.taken)) < sent and time.monotonic() < until:
+                time.sleep(0.0005)
+            time.sleep(0.002)  # alone on the event loop, it is answered at once
+    assert taken < messages, (
+        f"{taken} messages were taken, and {taken * reply_octets} octets of replies wait for nobody"
+    )
+
+
 def test_client_that_reads_no_replies_stalls_nobody_else(here: Site) -> None:
     """A client that asks and never reads is held back by its own connection, and others are served."""
     with here.client() as deaf:
