@@ -280,8 +280,12 @@ class Connection(SMTP):
     async def _sent(self) -> None:
         """Wait by asyncio's flow control: the client does not read its replies; it has as long as for a command."""
         self.deadline = monotonic() + self._service.limits.idle_seconds
-        await self._drain_helper()  # type: ignore[attr-defined]
-        self.deadline = _NEVER
+        try:
+            await self._drain_helper()  # type: ignore[attr-defined]
+        except ConnectionResetError:
+            raise ClientGoneError from None
+        finally:
+            self.deadline = _NEVER
 
     def _write(self, data: bytes) -> None:
         if self.transport is not None and data:

@@ -2,6 +2,7 @@
 
 import resource
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -347,30 +348,53 @@ def test_1000_clients_are_served_though_the_soft_limit_of_files_is_low(tmp_path:
         assert last.data(MESSAGE) == QUEUED
 
 
+HELPS = 95  # idle commands have an end
+TALK = b"HELP\r\n" * HELPS + b"MAIL FROM:<app@example.com>\r\nRCPT TO:<ann@example.net>\r\nDATA\r\n"
+
+
+@contextmanager
+def deaf_client(here: Site) -> Iterator[socket.socket]:
+    """A client that takes no replies, so that they wait once the system has no more room; closing says RST."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # set before connecting, so that it does not grow
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.connect(("127.0.0.1", here.port))
+        sock.settimeout(1)
+        sock.sendall(b"EHLO app.example.com\r\n")
+        yield sock
+
+
+def taken_from(deaf: socket.socket, content: bytes, messages: int, here: Site) -> int:
+    """Have messages sent one by one, and tell how many were taken before one was not."""
+    for sent in range(1, messages + 1):
+        try:
+            deaf.sendall(content)
+        except TimeoutError:
+            break
+        until = time.monotonic() + 1
+        while len(here.upstream.taken) < sent and time.monotonic() < until:
+            time.sleep(0.0005)
+        if len(here.upstream.taken) < sent:
+            break
+        time.sleep(0.002)  # alone on the event loop, it is answered at once
+    return len(here.upstream.taken)
+
+
 def test_client_that_reads_no_replies_is_not_served_for_ever(here: Site) -> None:
     """Message after message, each answered, and no answer taken: what waits for it is bounded by its connection."""
-    helps = 95  # idle commands have an end
-    messages, reply_octets = 2000, helps * 80  # 15 MB of replies; the system's buffers take about 4
-    content = b"HELP\r\n" * helps + b"MAIL FROM:<app@example.com>\r\nRCPT TO:<ann@example.net>\r\nDATA\r\n" + MESSAGE
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # set before connecting, so that it does not grow
-        deaf.connect(("127.0.0.1", here.port))
-        deaf.sendall(b"EHLO app.example.com\r\n")
-        deaf.settimeout(1)
-        sent = taken = 0
-        while taken == sent < messages:
-            try:
-                deaf.sendall(content)
-            except TimeoutError:
-                break
-            sent += 1
-            until = time.monotonic() + 1
-            while (taken := len(here.upstream.taken)) < sent and time.monotonic() < until:
-                time.sleep(0.0005)
-            time.sleep(0.002)  # alone on the event loop, it is answered at once
-    assert taken < messages, (
-        f"{taken} messages were taken, and {taken * reply_octets} octets of replies wait for nobody"
-    )
+    messages = 2000  # 15 MB of replies; the system's buffers take about 4
+    with deaf_client(here) as deaf:
+        assert taken_from(deaf, TALK + MESSAGE, messages, here) < messages
+
+
+def test_client_that_reads_no_replies_and_breaks_off_in_a_message_is_in_the_log(here: Site) -> None:
+    """Held back by its own connection or not, each message that was begun has its line."""
+    before = len(here.proxy.events("message"))
+    with deaf_client(here) as deaf:
+        deaf.sendall(TALK + MESSAGE[:-3])
+        taken = taken_from(deaf, MESSAGE[-3:] + TALK + MESSAGE[:-3], 2000, here)
+    line = here.proxy.event("message", before + taken + 1)
+    assert (line["outcome"], line["reply"]) == ("client_gone", None)
 
 
 def test_client_that_reads_no_replies_stalls_nobody_else(here: Site) -> None:
