@@ -31,13 +31,6 @@ queue._AGAIN_SECONDS = 0.1
 """To be run first in the proxy: waits that no setting changes become short."""
 
 
-def free_port() -> int:
-    """A port that nobody has at the moment, to be kept over restarts."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port
-
-
 def eventually(condition: Callable[[], object], what: str = "", seconds: float = WAIT_SECONDS) -> None:
     """Wait until something is true."""
     until = time.monotonic() + seconds
@@ -61,12 +54,12 @@ class Plant:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.data = folder / "var"
-        self.port = free_port()
+        self._listener: dict[str, Any] = {"address": "127.0.0.1", "port": 0, "tls": "none", "auth": "none"}
         self._first = first
         self._values: dict[str, Any] = {
             "hostname": "proxy.example.com",
             "data_dir": str(self.data),
-            "listeners": [{"address": "127.0.0.1", "port": self.port, "tls": "none", "auth": "none"}],
+            "listeners": [self._listener],
             "tracking": {"opens": False, "clicks": False},
             "http": {"probes": {"address": "127.0.0.1", "port": 0}, "public": {"address": "127.0.0.1", "port": 0}},
             "deliver": deliver,
@@ -86,6 +79,12 @@ class Plant:
             self._proxy.kill()
 
     @property
+    def port(self) -> int:
+        """Where it listens, from the first start on."""
+        port: int = self._listener["port"]
+        return port
+
+    @property
     def proxy(self) -> ProxyProcess:
         """The one that runs."""
         if self._proxy is None:
@@ -96,6 +95,7 @@ class Plant:
         """Start it, or start it again; each start has a log of its own."""
         self._starts += 1
         self._proxy = ProxyProcess(self.folder / f"start{self._starts}", self._values, first=self._first)
+        self._listener["port"] = self._proxy.port  # which it keeps over restarts
 
     def send(
         self,
