@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -35,16 +36,19 @@ _DEPTH_SECONDS = 5.0
 _SWEEP_SECONDS = 600.0
 
 
-def open_store(settings: Settings) -> SqliteStore:
+def open_store(settings: Settings, meanwhile: Callable[[], None] | None = None) -> SqliteStore:
     """
     Open the store.
+
+    Args:
+        meanwhile: See ``SqliteStore``.
 
     Raises:
         ProblemsError: It cannot be opened.
     """
     folder = settings.data_dir / SPOOL_FOLDER
     try:
-        return SqliteStore(folder)
+        return SqliteStore(folder, meanwhile)
     except StoreError as error:
         problem = settings.source.problem(
             "data_dir", f"a store in '{folder}' that cannot be opened: {error}", "a folder of this program"
@@ -139,7 +143,7 @@ class DeliverParts:
         self._listener = listener
         self._watcher = _Watcher(log, metrics.delivery)
         self._metrics = metrics.delivery
-        self._store = open_store(settings)
+        self._store = open_store(settings, log.catch_up)
         self._hold = _lock(settings.data_dir / SPOOL_FOLDER / "lock.workers", fcntl.LOCK_SH)
         deliver, tracking = settings.deliver, settings.tracking
         self._composer = ComposePool(budget_seconds=deliver.compose.budget_seconds, processes=deliver.compose.processes)
@@ -312,6 +316,9 @@ class _Watcher:
 
     def attempted(self, item: Item, recipient: Recipient, result: Result, seconds: float) -> None:
         self._metrics.attempted(result.outcome.value, recipient.destination, seconds)
+        self._log.later(partial(self._tell_attempt, item, recipient, result, seconds))
+
+    def _tell_attempt(self, item: Item, recipient: Recipient, result: Result, seconds: float) -> None:
         tell = self._log.info if result.outcome is Outcome.DELIVERED else self._log.warning
         tell(
             "attempt",

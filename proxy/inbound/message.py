@@ -6,6 +6,7 @@ goes upstream before the header section is complete and decided. Source: RFC 532
 """
 
 import asyncio
+from functools import partial
 from time import monotonic, time
 
 from attrs import define, field
@@ -79,17 +80,18 @@ async def receive(
         if not submission.outcome:
             submission.outcome = "client_gone"
             service.metrics.message_abandoned("client_gone")
-        _write_log(service, submission, content, None)
+        _write_log(service, submission, content, None, monotonic())
         raise
     except asyncio.CancelledError:
         submission.outcome = "failed"
         submission.upstream = _CUT_OFF_WHOLE if content.complete else _CUT_OFF
         service.metrics.message_abandoned("shutdown")
-        _write_log(service, submission, content, None)
+        _write_log(service, submission, content, None, monotonic())
         raise
     finally:
         transaction.abandon()
-    _write_log(service, submission, content, reply)
+        service.metrics.message_bytes(content.octets)
+    service.log.later(partial(_write_log, service, submission, content, reply, monotonic()))
     return reply
 
 
@@ -190,12 +192,12 @@ def _head_to_send(service: Service, submission: Submission, data: bytes, section
     return len(translated) + len(received), head
 
 
-def _write_log(service: Service, submission: Submission, content: StreamedContent, reply: Reply | None) -> None:
-    """Write the one line of this message: never a secret, never a body."""
-    now = monotonic()
+def _write_log(
+    service: Service, submission: Submission, content: StreamedContent, reply: Reply | None, now: float
+) -> None:
+    """Write the one line of this message, which ended *now*: never a secret, never a body."""
     translation = submission.translation
     envelope = submission.envelope
-    service.metrics.message_bytes(content.octets)
     tell = service.log.info if submission.outcome in _AS_IT_SHOULD_BE else service.log.warning
     tell(
         "message",

@@ -3,9 +3,9 @@ Log lines: one for each event, as JSON or for people.
 
 No value can start a new line, show a secret or fill a disk: controls are escaped, long values cut, and octets and
 objects that do not say how they read as text are only named. Lines are collected and written once per turn of the event
-loop. A line, and a write, is no longer than what a pipe takes whole, so that the lines of several workers never mix in
-the pipe they share. A reader that stalls holds up nothing: lines wait for it up to ``MAX_WAITING_OCTETS``, then they
-are dropped and counted.
+loop; under load, those of which there are many wait a moment longer (``Log.later``). A line, and a write, is no longer
+than what a pipe takes whole, so that the lines of several workers never mix in the pipe they share. A reader that
+stalls holds up nothing: lines wait for it up to ``MAX_WAITING_OCTETS``, then they are dropped and counted.
 """
 
 import asyncio
@@ -36,6 +36,10 @@ PIPE_OCTETS = 4096
 
 MAX_WAITING_OCTETS = 4 << 20
 _RETRY_SECONDS = 0.05
+_FEW = 3  # so many that nobody waits for in one write are no load
+_BUSY_WRITES = 16  # with no more than a few, until it is taken to be over
+_LATER_SECONDS = 0.01
+_MOST_PUT_OFF = 500
 _RWF_NOWAIT = 8  # of pwritev2(2); os has no name for it
 # How far values are cut, step by step, until a line fits: characters of a text, items of a list.
 _CUTS = ((MAX_CHARACTERS, MAX_ITEMS), (500, 30), (120, 30), (60, 10), (20, 3))
@@ -94,6 +98,10 @@ class Log:
         self._dropped = 0
         self._stalled = False  # whether the last write failed only because it would have had to wait
         self._second = (0, "")
+        self._soon = 0  # how many lines of the next write nobody waits for
+        self._busy = 0  # for how many writes many of them are still to be expected
+        self._put_off: list[Callable[[], None]] = []
+        self._catching_up: asyncio.TimerHandle | None = None
 
     def debug(self, event: str, /, **fields: object) -> None:
         """Tell what only helps to find a fault."""
@@ -115,8 +123,44 @@ class Log:
         if self._threshold <= _ERROR:
             self._add("error", event, fields)
 
+    def later(self, tell: Callable[[], None]) -> None:
+        """
+        Have something told that nobody waits for.
+
+        At once, as a rule. Under load when the event loop has nothing better to do (:meth:`catch_up`), after 10 ms at
+        the latest, and in a row with more of its kind, which costs less for each. In order with all other lines of the
+        loop.
+
+        Args:
+            tell: Tells it, by :meth:`info` and the like.
+        """
+        if not self._busy:
+            self._soon += 1
+            tell()
+            return
+        self._put_off.append(tell)
+        if self._catching_up is None:
+            self._catching_up = asyncio.get_running_loop().call_later(_LATER_SECONDS, self.catch_up)
+        elif len(self._put_off) >= _MOST_PUT_OFF:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Tell what was put off; in the event loop."""
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+            self._catching_up = None
+        put_off, self._put_off = self._put_off, []
+        self._soon += len(put_off)
+        for tell in put_off:
+            try:
+                tell()
+            except Exception as error:  # one that fails costs no other
+                self.error("internal_error", exc=error)
+
     def finish(self) -> None:
         """Write what is waiting, at the end of the program; a reader that stalls gets a second."""
+        self._busy = 0
+        self.catch_up()
         until = monotonic() + 1
         self._flush(retry=True)
         while self._lines and monotonic() < until:
@@ -126,9 +170,12 @@ class Log:
 
     def flush(self) -> None:
         """Write what is waiting; what the stream does not take is dropped and counted, never waited for."""
+        self.catch_up()
         self._flush(retry=False)
 
     def _flush_in_loop(self) -> None:
+        self._busy = _BUSY_WRITES if self._soon > _FEW else max(0, self._busy - 1)
+        self._soon = 0
         self._flush(retry=True)
         loop = self._flushing_loop
         if self._lines and loop is not None:
@@ -166,15 +213,15 @@ class Log:
         if self._waiting > MAX_WAITING_OCTETS:
             self._dropped += 1
             return
+        loop = _running_loop()
+        if self._put_off and loop is not None:  # what a thread has to tell does not wait for it
+            self.catch_up()
         line = self._line(self._now(), level, event, fields)
         self._lines.append(line)
         self._waiting += len(line)
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self.flush()
-            return
-        if self._flushing_loop is not loop:  # another one may have ended before its turn came
+        if loop is None:
+            self._flush(retry=False)
+        elif self._flushing_loop is not loop:  # another one may have ended before its turn came
             self._flushing_loop = loop
             loop.call_soon(self._flush_in_loop)
 
@@ -223,6 +270,13 @@ class Log:
         begun = written > owed
         self._unfinished = bytes(rest) if begun else self._unfinished[written:]
         return begun
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 class _FromLogging(logging.Handler):

@@ -89,17 +89,18 @@ class SqliteStore:
 
     Args:
         folder: Is made where it does not exist; nobody else may read it.
+        meanwhile: Called in the event loop when, under load, the disk has to be waited for.
 
     Raises:
         StoreError: It cannot be opened, or is of a later version.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, meanwhile: Callable[[], None] | None = None) -> None:
         self._folder = folder
         self._contents = folder / "content"
         self._owners = Owners(folder / "owners")
         self._checkpoints = Checkpoints(self._open)
-        self._writer = Writer(self._connect, self._checkpoints.committed)
+        self._writer = Writer(self._connect, self._checkpoints.committed, meanwhile)
 
     def _connect(self) -> sqlite3.Connection:
         if not self._contents.is_dir():

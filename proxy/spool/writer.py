@@ -55,13 +55,18 @@ class Writer:
     Args:
         connect: Opens the database, in the thread; sqlite3 wants to be used where it was opened.
         committed: Is told, in the thread, how much work each commit had, once its callers have been.
+        meanwhile: Called in the event loop, under load, when the thread begins to wait for the disk. The loop has
+            little else to do then, since most who would give it work wait for the same commit.
 
     Raises:
         StoreError: It cannot be opened.
     """
 
     def __init__(
-        self, connect: Callable[[], sqlite3.Connection], committed: Callable[[int], None] = lambda _work: None
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        committed: Callable[[int], None] = lambda _work: None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         self._waiting: list[_Job[Any, Any]] = []
         self._batches: SimpleQueue[list[_Job[Any, Any]] | None] = SimpleQueue()
@@ -70,6 +75,7 @@ class Writer:
         self._last = 0  # how much was in the last batch
         self._connect = connect
         self._committed = committed
+        self._meanwhile = meanwhile
         self._failure: BaseException | None = None
         self._opened = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
@@ -188,6 +194,9 @@ class Writer:
             values: dict[_Job[Any, Any], Any] = {}
             for work, each in together.items():
                 values.update(zip(each, work(connection, [job.argument for job in each]), strict=True))
+            if len(jobs) > _FEW and self._meanwhile is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    jobs[0].future.get_loop().call_soon_threadsafe(self._meanwhile)
             connection.execute("COMMIT")
         except BaseException:  # whatever it is, each one is told its own below
             _roll_back(connection)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.deliver.plant import Plant, eventually
+from tests.deliver.plant import Load, Plant, eventually
 from tests.deliver.site import html_message, send, site
 
 LINK = b'<a href="https://shop.example/orders">x</a>'
@@ -52,6 +52,23 @@ parts.ComposePool = noting
     with Plant(tmp_path, deliver, first=first) as plant:
         plant.settled(plant.send(), "received", "delivered")
     assert json.loads(noted.read_text()) == {"budget_seconds": 7, "processes": 3}
+
+
+def test_under_load_each_message_has_its_lines_and_in_order(tmp_path: Path) -> None:
+    """Lines that are put off are written while the disk works for a commit, or at the end, and none is left out."""
+    never = "import proxy.record.log as log; log._FEW = 0; log._LATER_SECONDS = 3600; log._MOST_PUT_OFF = 1 << 30"
+    with Plant(tmp_path, {"via": "mailbox"}, first=never) as plant:
+        load = Load(plant.port, 20)
+        eventually(lambda: len(load.told) >= 300 and plant.proxy.events("attempt"), "load")
+        load.stop()
+        eventually(lambda: not plant.pending(), "all delivered")
+        assert plant.proxy.stop() == 0
+        names = ("message", "attempt")
+        lines = [(each["event"], each["id"]) for each in plant.proxy.events() if each["event"] in names]
+    ids = {each for name, each in lines if name == "message"}
+    assert len(ids) == len(load.told)
+    assert sorted(lines) == sorted((name, each) for name in names for each in ids)
+    assert all(lines.index(("message", each)) < lines.index(("attempt", each)) for each in ids)
 
 
 def test_no_address_of_a_reader_is_kept(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
@@ -21,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.mail.reply import Reply
+from proxy.record import log as module
 from proxy.record.log import PIPE_OCTETS, Log, Output
 from proxy.settings.values import Secret
 
@@ -342,6 +344,153 @@ async def test_flush_writes_what_is_waiting() -> None:
     assert len(stream.writes) == 1
     await asyncio.sleep(0)
     assert len(stream.writes) == 1
+
+
+class Crowd:
+    """
+    A log in an event loop with many lines to a turn.
+
+    Attributes:
+        stream: Where it writes to.
+    """
+
+    def __init__(self) -> None:
+        self.stream = PickyStream()
+        self.log = Log("info", "json", self.stream)
+
+    def tell(self, number: int) -> Callable[[], None]:
+        """Give what tells a line."""
+        return lambda: self.log.info("tested", number=number)
+
+    def numbers(self) -> list[int]:
+        """Read what was written since it became a crowd."""
+        return [event["number"] for event in self.stream.events() if event["event"] == "tested"]
+
+    async def arrive(self) -> None:
+        """Be there."""
+        for _ in range(module._FEW + 1):
+            self.log.later(lambda: self.log.info("crowd"))
+        await asyncio.sleep(0)
+        assert len(self.stream.events()) == module._FEW + 1
+
+
+@pytest.fixture
+def crowd(monkeypatch: pytest.MonkeyPatch) -> Crowd:
+    """A log whose lines do not come out by themselves while a test looks."""
+    monkeypatch.setattr(module, "_LATER_SECONDS", 60)
+    return Crowd()
+
+
+async def test_without_load_nothing_is_put_off(crowd: Crowd) -> None:
+    """A few in a turn are told when they are, however much else there is to tell."""
+    for _ in range(10 * module._FEW):
+        crowd.log.info("started")
+    await asyncio.sleep(0)
+    for _ in range(5):
+        for number in range(module._FEW):
+            told = len(crowd.log._lines)
+            crowd.log.later(crowd.tell(number))
+            assert len(crowd.log._lines) == told + 1
+        await asyncio.sleep(0)
+    assert crowd.numbers() == [*range(module._FEW)] * 5
+
+
+async def test_under_load_what_nobody_waits_for_is_told_in_a_row_and_in_time(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a time without other work, of which there may be none; so it does not wait for long."""
+    await crowd.arrive()
+    for number in range(5):
+        crowd.log.later(crowd.tell(number))
+        await asyncio.sleep(0)
+    assert crowd.numbers() == []
+    monkeypatch.undo()  # the next one does not wait for a minute
+    crowd.log.catch_up()
+    for number in range(5, 10):
+        crowd.log.later(crowd.tell(number))
+    async with asyncio.timeout(30):
+        while len(crowd.numbers()) < 10:  # noqa: ASYNC110 - the log has nothing to wait for
+            await asyncio.sleep(0.001)
+    assert crowd.numbers() == list(range(10))
+
+
+async def test_a_time_without_other_work_is_used_at_once(crowd: Crowd) -> None:
+    """Whoever knows that the loop has nothing to do says so; what comes behind it has its own time to wait."""
+    await crowd.arrive()
+    crowd.log.later(crowd.tell(0))
+    crowd.log.later(crowd.tell(1))
+    waiting = crowd.log._catching_up
+    crowd.log.catch_up()
+    await asyncio.sleep(0)
+    assert crowd.numbers() == [0, 1]
+    assert waiting is not None
+    assert waiting.cancelled()
+    crowd.log.later(crowd.tell(2))
+    assert crowd.log._catching_up is not waiting
+    await asyncio.sleep(0)
+    assert crowd.numbers() == [0, 1]
+
+
+async def test_lines_put_off_stay_in_order_with_all_others(crowd: Crowd) -> None:
+    """What is told at once is told behind what was put off before it."""
+    await crowd.arrive()
+    crowd.log.later(crowd.tell(0))
+    crowd.log.later(crowd.tell(1))
+    crowd.log.warning("tested", number=2)
+    crowd.log.later(crowd.tell(3))
+    crowd.log.flush()
+    assert crowd.numbers() == [0, 1, 2, 3]
+
+
+async def test_what_is_put_off_is_bounded(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When there is much of it, it is told at once."""
+    monkeypatch.setattr(module, "_MOST_PUT_OFF", 10)
+    await crowd.arrive()
+    for number in range(25):
+        crowd.log.later(crowd.tell(number))
+    await asyncio.sleep(0)
+    assert crowd.numbers() == list(range(20))
+
+
+async def test_a_load_that_is_over_is_forgotten(crowd: Crowd) -> None:
+    """After some writes of a few lines nothing is put off any more."""
+    await crowd.arrive()
+    for number in range(module._BUSY_WRITES):
+        crowd.log.later(crowd.tell(number))
+        assert crowd.numbers() == list(range(number))
+        crowd.log.catch_up()
+        await asyncio.sleep(0)
+    crowd.log.later(crowd.tell(module._BUSY_WRITES))
+    await asyncio.sleep(0)
+    assert crowd.numbers() == list(range(module._BUSY_WRITES + 1))
+
+
+async def test_one_that_cannot_be_told_costs_no_other(crowd: Crowd) -> None:
+    """A slip in what makes a line is told in its place."""
+    await crowd.arrive()
+
+    def fail() -> None:
+        raise RuntimeError("no such field")
+
+    crowd.log.later(fail)
+    crowd.log.later(crowd.tell(1))
+    crowd.log.catch_up()
+    await asyncio.sleep(0)
+    assert crowd.numbers() == [1]
+    (told,) = [event for event in crowd.stream.events() if event["event"] == "internal_error"]
+    assert "no such field" in told["exc"]
+
+
+async def test_the_end_of_the_program_tells_what_was_put_off(crowd: Crowd) -> None:
+    """A reader that stalls is waited for with it, too; and nothing is put off any more."""
+    await crowd.arrive()
+    crowd.log.later(crowd.tell(0))
+    crowd.stream.script = [None]
+    crowd.log.finish()
+    assert crowd.numbers() == [0]
+    crowd.log.later(crowd.tell(1))
+    crowd.log.flush()
+    assert crowd.numbers() == [0, 1]
 
 
 def test_line_outside_of_a_loop_is_written_at_once_with_those_a_loop_left() -> None:

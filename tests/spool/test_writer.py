@@ -33,7 +33,13 @@ class Rig:
         self.asked = 0
         self._work = 0
         self._path = folder / "some.db"
-        self.writer = Writer(self._connect)
+        self.told: list[int] = []  # how many commits had ended whenever the loop was told that the disk is at work
+        self.told_in_time = threading.Event()
+        self.writer = Writer(self._connect, meanwhile=self._meanwhile)
+
+    def _meanwhile(self) -> None:
+        self.told.append(len(self.commits))
+        self.told_in_time.set()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=0)
@@ -45,6 +51,8 @@ class Rig:
         if text.startswith("INSERT"):
             self._work += 1
         elif text == "COMMIT":
+            if self._work >= LOAD:
+                assert self.told_in_time.wait(30)
             self.commits.append(self._work)
             self._work = 0
 
@@ -133,6 +141,16 @@ async def test_more_than_fits_into_a_commit_goes_into_the_next(rig: Rig, monkeyp
     monkeypatch.setattr(module, "_MOST_AT_ONCE", 10)
     await rig.write_during_a_commit(25)
     assert rig.commits == [0, 10, 10, 5]
+
+
+async def test_under_load_the_loop_hears_when_the_disk_is_at_work(rig: Rig) -> None:
+    """It is told before the commit, not behind it, once for all whose work is in it; a few have nothing to wait for."""
+    rig.told.clear()
+    rig.told_in_time.clear()
+    await rig.write_during_a_commit(LOAD)
+    assert rig.told == [1]
+    await rig.write_during_a_commit(LOAD - 1)
+    assert (rig.commits, rig.told) == ([0, LOAD, 0, LOAD - 1], [1])
 
 
 async def test_without_load_nothing_waits(rig: Rig) -> None:
