@@ -84,17 +84,18 @@ def serve(config: Path | None) -> None:
     log = Log(settings.log.level, settings.log.format, Output(sys.stdout.fileno()))
     log.install()
     try:
-        if settings.workers > 1:
-            from proxy import workers
+        try:
+            if settings.workers > 1:
+                from proxy import workers
 
-            code = asyncio.run(workers.serve(settings, log, config))
-        else:
-            code = app.run(lambda: app.serve(settings, log, first))
+                code = asyncio.run(workers.serve(settings, log, config))
+            else:
+                code = app.run(lambda: app.serve(settings, log, first))
+        finally:
+            log.flush()
     except ProblemsError as error:
-        log.flush()
         fail(error)
     except BindError as error:
-        log.flush()
         stop(str(error).replace("\n", "\ncmail-proxy: "))
     sys.exit(code)
 
@@ -114,9 +115,11 @@ def worker(config: Path | None) -> None:
     log = Log(settings.log.level, settings.log.format, Output(sys.stdout.fileno()))
     log.install()
     try:
-        code = app.run(lambda: workers.work(settings, log, place))
+        try:
+            code = app.run(lambda: workers.work(settings, log, place))
+        finally:
+            log.flush()
     except ProblemsError as error:
-        log.flush()
         fail(error)
     sys.exit(code)
 

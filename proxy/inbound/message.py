@@ -80,18 +80,17 @@ async def receive(
         if not submission.outcome:
             submission.outcome = "client_gone"
             service.metrics.message_abandoned("client_gone")
-        _write_log(service, submission, content, None, monotonic())
+        _tell(service, submission, content, None)
         raise
     except asyncio.CancelledError:
         submission.outcome = "failed"
         submission.upstream = _CUT_OFF_WHOLE if content.complete else _CUT_OFF
         service.metrics.message_abandoned("shutdown")
-        _write_log(service, submission, content, None, monotonic())
+        _tell(service, submission, content, None)
         raise
     finally:
         transaction.abandon()
-        service.metrics.message_bytes(content.octets)
-    service.log.later(partial(_write_log, service, submission, content, reply, monotonic()))
+    _tell(service, submission, content, reply)
     return reply
 
 
@@ -190,6 +189,11 @@ def _head_to_send(service: Service, submission: Submission, data: bytes, section
         rest = b"\r\n" + rest  # a body that starts with a blank must not become a continuation of our field
     head = translated[: section.start] + received + translated[section.start :] + rest
     return len(translated) + len(received), head
+
+
+def _tell(service: Service, submission: Submission, content: StreamedContent, reply: Reply | None) -> None:
+    service.metrics.message_bytes(content.octets)
+    service.log.later(partial(_write_log, service, submission, content, reply, monotonic()))
 
 
 def _write_log(

@@ -36,10 +36,10 @@ PIPE_OCTETS = 4096
 
 MAX_WAITING_OCTETS = 4 << 20
 _RETRY_SECONDS = 0.05
-_FEW = 3  # so many that nobody waits for in one write are no load
-_BUSY_WRITES = 16  # with no more than a few, until it is taken to be over
+_FEW_LINES = 3  # so many in one write that nobody waits for are no load
+_BUSY_SECONDS = 0.1  # behind the last write with more, until the load is taken to be over
 _LATER_SECONDS = 0.01
-_MOST_PUT_OFF = 500
+_MOST_PUT_OFF = 100  # they are told without a pause
 _RWF_NOWAIT = 8  # of pwritev2(2); os has no name for it
 # How far values are cut, step by step, until a line fits: characters of a text, items of a list.
 _CUTS = ((MAX_CHARACTERS, MAX_ITEMS), (500, 30), (120, 30), (60, 10), (20, 3))
@@ -98,8 +98,9 @@ class Log:
         self._dropped = 0
         self._stalled = False  # whether the last write failed only because it would have had to wait
         self._second = (0, "")
-        self._soon = 0  # how many lines of the next write nobody waits for
-        self._busy = 0  # for how many writes many of them are still to be expected
+        self._unhurried = 0  # how many lines of the next write nobody waits for
+        self._busy_until = 0.0  # until when many of them are to be expected (monotonic seconds)
+        self._ended = False
         self._put_off: list[Callable[[], None]] = []
         self._catching_up: asyncio.TimerHandle | None = None
 
@@ -125,23 +126,22 @@ class Log:
 
     def later(self, tell: Callable[[], None]) -> None:
         """
-        Have something told that nobody waits for.
+        Have something told that nobody waits for; in the event loop.
 
-        At once, as a rule. Under load when the event loop has nothing better to do (:meth:`catch_up`), after 10 ms at
-        the latest, and in a row with more of its kind, which costs less for each. In order with all other lines of the
-        loop.
+        At once, as a rule. Under load when the loop has nothing better to do (:meth:`catch_up`), or the next time it
+        comes to it after 10 ms, and in a row with more of its kind, which costs less for each. In order with all other
+        lines of the loop.
 
         Args:
-            tell: Tells it, by :meth:`info` and the like.
+            tell: Tells it, by :meth:`info` and the like. Where that fails, that is told instead.
         """
-        if not self._busy:
-            self._soon += 1
-            tell()
+        if self._ended or monotonic() >= self._busy_until:
+            self._tell([tell])
             return
-        self._put_off.append(tell)
         if self._catching_up is None:
             self._catching_up = asyncio.get_running_loop().call_later(_LATER_SECONDS, self.catch_up)
-        elif len(self._put_off) >= _MOST_PUT_OFF:
+        self._put_off.append(tell)
+        if len(self._put_off) >= _MOST_PUT_OFF:
             self.catch_up()
 
     def catch_up(self) -> None:
@@ -150,16 +150,20 @@ class Log:
             self._catching_up.cancel()
             self._catching_up = None
         put_off, self._put_off = self._put_off, []
-        self._soon += len(put_off)
-        for tell in put_off:
+        self._tell(put_off)
+
+    def _tell(self, unhurried: list[Callable[[], None]]) -> None:
+        lines = len(self._lines)
+        for tell in unhurried:
             try:
                 tell()
-            except Exception as error:  # one that fails costs no other
-                self.error("internal_error", exc=error)
+            except Exception as error:  # one that fails costs no other, and nobody a message
+                self.error("internal_error", task="log", exc=error)
+        self._unhurried += max(0, len(self._lines) - lines)
 
     def finish(self) -> None:
         """Write what is waiting, at the end of the program; a reader that stalls gets a second."""
-        self._busy = 0
+        self._ended = True
         self.catch_up()
         until = monotonic() + 1
         self._flush(retry=True)
@@ -174,8 +178,9 @@ class Log:
         self._flush(retry=False)
 
     def _flush_in_loop(self) -> None:
-        self._busy = _BUSY_WRITES if self._soon > _FEW else max(0, self._busy - 1)
-        self._soon = 0
+        if self._unhurried > _FEW_LINES:
+            self._busy_until = monotonic() + _BUSY_SECONDS
+        self._unhurried = 0
         self._flush(retry=True)
         loop = self._flushing_loop
         if self._lines and loop is not None:

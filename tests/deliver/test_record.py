@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -10,6 +11,14 @@ import pytest
 
 from tests.deliver.plant import Load, Plant, eventually
 from tests.deliver.site import html_message, send, site
+
+NOT_BY_THEMSELVES = """
+import proxy.record.log as log
+log._FEW_LINES = 0
+log._BUSY_SECONDS = log._LATER_SECONDS = 3600
+log._MOST_PUT_OFF = 1 << 30
+"""
+"""To be run first in the proxy: behind the first message, lines are put off until something else has them written."""
 
 LINK = b'<a href="https://shop.example/orders">x</a>'
 CASES = [
@@ -56,8 +65,7 @@ parts.ComposePool = noting
 
 def test_under_load_each_message_has_its_lines_and_in_order(tmp_path: Path) -> None:
     """Lines that are put off are written while the disk works for a commit, or at the end, and none is left out."""
-    never = "import proxy.record.log as log; log._FEW = 0; log._LATER_SECONDS = 3600; log._MOST_PUT_OFF = 1 << 30"
-    with Plant(tmp_path, {"via": "mailbox"}, first=never) as plant:
+    with Plant(tmp_path, {"via": "mailbox"}, first=NOT_BY_THEMSELVES) as plant:
         load = Load(plant.port, 20)
         eventually(lambda: len(load.told) >= 300 and plant.proxy.events("attempt"), "load")
         load.stop()
@@ -69,6 +77,23 @@ def test_under_load_each_message_has_its_lines_and_in_order(tmp_path: Path) -> N
     assert len(ids) == len(load.told)
     assert sorted(lines) == sorted((name, each) for name in names for each in ids)
     assert all(lines.index(("message", each)) < lines.index(("attempt", each)) for each in ids)
+
+
+def test_lines_put_off_tell_how_long_it_took_and_not_when_they_were_written(tmp_path: Path) -> None:
+    """Of messages and attempts alike: the durations are those of the event."""
+    with Plant(tmp_path, {"via": "mailbox"}, first=NOT_BY_THEMSELVES) as plant:
+        began = time.monotonic()
+        for _ in range(5):
+            plant.settled(plant.send(), "received", "delivered")
+        took = time.monotonic() - began
+        assert len(plant.proxy.events("message")) < 5
+        assert len(plant.proxy.events("attempt")) < 5
+        time.sleep(took + 0.1)
+        assert plant.proxy.stop() == 0
+        messages, attempts = plant.proxy.events("message"), plant.proxy.events("attempt")
+    assert (len(messages), len(attempts)) == (5, 5)
+    assert all(sum(each["seconds"].values()) <= took for each in messages)
+    assert all(each["seconds"] <= took for each in attempts)
 
 
 def test_no_address_of_a_reader_is_kept(tmp_path: Path) -> None:
